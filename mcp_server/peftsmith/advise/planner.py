@@ -1,0 +1,215 @@
+"""From model, data and machine to plan.yaml and plan.lock.json.
+
+Knows: what to inspect, in which order, and how a new project folder comes to be without half-written files.
+Does not know: the rules behind the values (recommend.py) or the scripts (project/).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftsmith import __version__, files, lock, plan
+from peftsmith.advise import recommend, rules
+from peftsmith.errors import PeftsmithError
+from peftsmith.finding import Finding, finding
+
+if TYPE_CHECKING:
+    from peftsmith.machine.hardware import Hardware
+    from peftsmith.model.anatomy import Anatomy
+
+# Left to the system and the page cache when training on the CPU, and to other processes on a GPU.
+SHARE_OF_MEMORY = 0.9
+_MANY_LABELS = 50
+
+
+@dataclass(frozen=True)
+class Made:
+    plan: plan.FineTunePlan
+    why: dict[str, Any]
+    estimate: dict[str, Any]
+    findings: list[Finding]
+
+
+def make(
+    project: Path,
+    *,
+    model: str,
+    data: Path,
+    test: Path | None,
+    revision: str | None,
+    method: str | None,
+    serving: str,
+    memory_gib: float | None,
+    system_prompt: str | None,
+    text_column: str,
+    label_column: str,
+) -> Made:
+    """Inspect, recommend, write plan.yaml and plan.lock.json into `project` with the data beside them."""
+    from peftsmith.data import audit
+    from peftsmith.machine import environment, hardware
+    from peftsmith.model import anatomy
+
+    if (project / plan.PLAN_FILE).exists():
+        raise PeftsmithError(
+            "This folder already holds a plan",
+            value=str(project),
+            next_step="Edit its plan.yaml, or take a new folder.",
+        )
+    if project.is_file():
+        raise PeftsmithError("The project must be a folder", value=str(project), next_step="Take another name.")
+    body = anatomy.inspect(model, revision)
+    refused = [each for each in body.findings if each.severity == "error"]
+    if refused:
+        raise PeftsmithError(refused[0].message, value=model, next_step=refused[0].fix)
+    report = audit.audit(
+        data,
+        model=model,
+        test=test,
+        max_length=body.max_positions or 1 << 20,
+        text_column=text_column,
+        label_column=label_column,
+        system_prompt=system_prompt,
+    )
+    if not report.usable_rows:
+        raise PeftsmithError(
+            "No row of the data can be used", value=str(data), next_step="See audit_dataset's findings."
+        )
+    machine = hardware.probe(_existing(project))
+    device = _device(machine, memory_gib)
+    facts = recommend.Rows(
+        count=report.usable_rows,
+        longest=report.tokens["max"] if report.tokens else None,
+        loss_tokens=report.loss_tokens,
+    )
+    advice = recommend.recommend(body, facts, device, method=method)
+    labels = sorted(report.labels) if report.format == "classification" else []
+    made = plan.validate(
+        {
+            "schema_version": plan.SCHEMA_VERSION,
+            "name": _name(project),
+            "task": "classification" if labels else "chat",
+            "base": {"model": _portable_model(model, body), "revision": body.commit},
+            "data": {
+                "train": f"data/train{data.suffix}",
+                "test": f"data/test{test.suffix}" if test else None,
+                "format": report.format,
+                "text_column": text_column,
+                "label_column": label_column,
+                "labels": labels,
+                "system_prompt": system_prompt or _instruction(labels),
+            },
+            "method": advice.method,
+            "training": advice.training,
+            "serving": serving,
+        }
+    )
+    usable = [each for each in environment.find(_existing(project)) if each.usable]
+    estimate = advice.estimate.to_json()
+    text = plan.dump(made, {field: reason.reason for field, reason in advice.why.items()})
+    sources = {made.data.train: data} | ({made.data.test: test} if made.data.test and test else {})
+    locked = lock.Lock(
+        peftsmith=__version__,
+        plan_sha256=files.sha256_text(text),
+        base=_base(body),
+        data=_data_files(made, sources, report.rows),
+        versions={name: found for name, found in usable[0].versions.items() if found} if usable else {},
+        interpreter=usable[0].interpreter if usable else None,
+        estimate=estimate,
+        why=advice.why,
+        files={},
+    )
+    _write(project, text, locked, sources)
+    findings = [*body.findings, *report.findings, *advice.findings, *rules.check(made, body)]
+    if facts.count < recommend.FEWEST_ROWS:
+        findings.append(finding("advise.data.too_small", rows=facts.count))
+    if not usable:
+        findings += environment.judge([])
+    return Made(
+        made, {field: reason.model_dump(mode="json") for field, reason in advice.why.items()}, estimate, findings
+    )
+
+
+def _write(project: Path, text: str, locked: lock.Lock, sources: dict[str, Path]) -> None:
+    """Data first, plan.yaml last: a folder without plan.yaml is no project, and a failure leaves nothing of ours."""
+    new_folders = [each for each in (project / "data", project) if not each.exists()]
+    written: list[Path] = []
+    try:
+        for name, source in sources.items():
+            target = project / name
+            if target.exists():
+                raise PeftsmithError(
+                    "A data file is in the way", value=str(target), next_step="Move it or take a new folder."
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            written.append(target)
+            files.copy(source, target)
+        written.append(project / lock.LOCK_FILE)
+        lock.save(project, locked)
+        written.append(project / plan.PLAN_FILE)
+        files.write_text(project / plan.PLAN_FILE, text)
+    except BaseException:
+        for each in written:
+            each.unlink(missing_ok=True)
+        for folder in new_folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _device(machine: Hardware, memory_gib: float | None) -> recommend.Device:
+    if machine.gpus:
+        gpu = max(machine.gpus, key=lambda each: each.memory_gib)
+        return recommend.Device("cuda", memory_gib or gpu.memory_gib * SHARE_OF_MEMORY, gpu.capability)
+    return recommend.Device("cpu", memory_gib or machine.ram_available_gib * SHARE_OF_MEMORY)
+
+
+def _base(body: Anatomy) -> dict[str, Any]:
+    return {
+        "model": body.id,
+        "commit": body.commit,
+        "folder": str(body.folder) if body.folder else None,
+        "config_sha256": files.sha256_file(body.folder / "config.json") if body.folder else None,
+        "parameters": body.parameters,
+        "licence": body.licence,
+    }
+
+
+def _data_files(made: plan.FineTunePlan, sources: dict[str, Path], rows: int) -> dict[str, lock.DataFile]:
+    from peftsmith.data import formats
+
+    splits = {"train": made.data.train} | ({"test": made.data.test} if made.data.test else {})
+    return {
+        split: lock.DataFile(
+            path=path,
+            sha256=files.sha256_file(sources[path]),
+            rows=rows if split == "train" else sum(1 for _ in formats.read_rows(sources[path])),
+        )
+        for split, path in splits.items()
+    }
+
+
+def _portable_model(model: str, body: Anatomy) -> str:
+    """A hub id stays one; a local folder becomes absolute, since the project's scripts run from elsewhere."""
+    return str(body.folder) if body.folder and not body.commit else model
+
+
+def _instruction(labels: list[str]) -> str | None:
+    if not labels:
+        return None
+    if len(labels) > _MANY_LABELS:
+        return "Classify the text. Answer with the label only."
+    return f"Classify the text as one of: {', '.join(labels)}. Answer with the label only."
+
+
+def _name(project: Path) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", project.name.lower()).strip("-")[:60]
+    return name or "fine-tune"
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder

@@ -1,0 +1,168 @@
+"""The shell's way to the same operations: one command each, made from the functions' own signatures.
+
+Knows: turning signatures into arguments, printing results for people or as JSON, exit codes.
+Does not know: what any operation does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ValidationError, validate_call
+from pydantic.fields import FieldInfo
+
+from peftsmith import __version__, files
+from peftsmith.errors import PeftsmithError
+from peftsmith.finding import EXIT_USAGE, exit_code
+from peftsmith.operations import OPERATIONS, Operation, Result
+
+SHORT_NAMES = {
+    "audit_dataset": "audit",
+    "prepare_dataset": "prepare",
+    "estimate_memory": "estimate",
+    "plan_finetune": "plan",
+    "generate_project": "generate",
+    "check_project": "check",
+    "diagnose_failure": "diagnose",
+}
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan", "unknown": "magenta"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. 0 clean, 1 findings, 2 wrong use or refused, 3 something could not be checked."""
+    files.set_roots(["/"])  # whoever types a path in a shell may read it anyway
+    options = vars(_parser().parse_args(arguments))
+    operation = OPERATIONS[options.pop("operation")]
+    del options["command"]
+    as_json = options.pop("json")
+    try:
+        result = validate_call(operation.run)(**options)
+    except PeftsmithError as error:
+        return _refused(str(error), as_json)
+    except ValidationError as error:
+        faults = "; ".join(f"{item['loc'][-1]}: {item['msg']} (got {item['input']!r})" for item in error.errors())
+        return _refused(faults, as_json)
+    except KeyboardInterrupt:
+        return _refused("Interrupted; runs that were started go on, see `peftsmith list-runs`.", as_json)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        _show(result)
+    return exit_code(result["findings"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="peftsmith",
+        description="From base model and data to a LoRA or QLoRA adapter that is proven and can be served.",
+        epilog="Exit codes: 0 clean, 1 findings, 2 wrong use or refused, 3 something could not be checked.",
+    )
+    parser.add_argument("--version", action="version", version=f"peftsmith {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, operation in OPERATIONS.items():
+        aliases = [SHORT_NAMES[name]] if name in SHORT_NAMES else []
+        text = " ".join((inspect.getdoc(operation.run) or "").split())
+        command = commands.add_parser(name.replace("_", "-"), aliases=aliases, help=operation.title, description=text)
+        command.set_defaults(operation=name)
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
+        _add_parameters(command, operation)
+    return parser
+
+
+def _add_parameters(command: argparse.ArgumentParser, operation: Operation) -> None:
+    hints = get_type_hints(operation.run, include_extras=True)
+    for name, parameter in inspect.signature(operation.run).parameters.items():
+        kind, choices, description = _kind(hints[name])
+        required = parameter.default is parameter.empty
+        if required:
+            command.add_argument(name, choices=choices, type=kind, help=description)
+        elif kind is bool:
+            action = argparse.BooleanOptionalAction
+            command.add_argument(_option(name), action=action, default=parameter.default, help=description)
+        else:
+            command.add_argument(
+                _option(name),
+                choices=choices,
+                type=kind,
+                default=parameter.default,
+                help=_with_default(description, parameter),
+            )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _with_default(description: str, parameter: inspect.Parameter) -> str:
+    return description if parameter.default is None else f"{description} [{parameter.default}]".strip()
+
+
+def _kind(hint: Any) -> tuple[type, list[str] | None, str]:
+    """(type of one value, allowed values if there are only some, description) of a parameter's annotation."""
+    description = ""
+    if get_origin(hint) is Annotated:
+        hint, *extras = get_args(hint)
+        description = next((extra.description or "" for extra in extras if isinstance(extra, FieldInfo)), "")
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) is Literal:
+        return str, list(get_args(hint)), description.replace("%", "%%")
+    return hint, None, description.replace("%", "%%")
+
+
+def _refused(message: str, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": message}, ensure_ascii=False))
+    else:
+        print(f"peftsmith: {message}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _show(result: Result) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    console = Console(highlight=False)
+    tree = Tree("", hide_root=True)
+    _grow(tree, {key: value for key, value in result.items() if key != "findings"})
+    console.print(tree)
+    for each in result["findings"]:
+        style = _STYLES[each["severity"]]
+        console.print(f"[{style}]{each['severity']:7}[/] [bold]{each['id']}[/] {escape(each['message'])}")
+        if each["severity"] != "info":
+            console.print(f"        fix: {escape(each['fix'])}")
+    if not result["findings"]:
+        console.print("no findings")
+
+
+def _grow(tree: Any, value: Mapping[str, Any]) -> None:
+    from rich.markup import escape
+
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            _grow(tree.add(f"[bold]{escape(str(key))}[/]"), item)
+        elif isinstance(item, list) and item and isinstance(item[0], Mapping):
+            branch = tree.add(f"[bold]{escape(str(key))}[/]")
+            for number, each in enumerate(item, 1):
+                _grow(branch.add(f"[dim]{number}[/]"), each)
+        else:
+            tree.add(f"[bold]{escape(str(key))}[/] {escape(_plain(item))}")
+
+
+def _plain(item: Any) -> str:
+    if isinstance(item, list):
+        return ", ".join(str(each) for each in item) or "none"
+    if isinstance(item, float):
+        return f"{item:.6g}"
+    return "none" if item is None or item == {} else str(item)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Counting what was found in rows, in bounded memory.
+
+Knows: a count, the first few row numbers and one detail for each finding id, and how findings are worded.
+Does not know: what is looked for.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftsmith import files
+from peftsmith.finding import Finding, catalogue, finding
+
+_SHOWN_ROWS = 5
+
+
+@dataclass
+class Tally:
+    count: int = 0
+    rows: list[int] = field(default_factory=list)
+    detail: str = ""
+
+
+class Tallies:
+    """Finding id -> count, first rows, first detail. `detail` is untrusted text and is cleaned when shown."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Tally] = {}
+
+    def add(self, id_: str, row: int, detail: str = "") -> None:
+        tally = self._by_id.setdefault(id_, Tally())
+        tally.count += 1
+        if len(tally.rows) < _SHOWN_ROWS:
+            tally.rows.append(row)
+        tally.detail = tally.detail or detail
+
+    def count(self, id_: str) -> int:
+        return self._by_id[id_].count if id_ in self._by_id else 0
+
+    def findings(self, rows: int, more: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Finding]:
+        """One finding for each id; evidence: count, share of `rows`, first row numbers, a detail, and `more[id]`."""
+        for id_, tally in self._by_id.items():
+            title = catalogue()[id_].title.removesuffix(".")
+            shown = ", ".join(str(row) for row in tally.rows) + (", ..." if tally.count > len(tally.rows) else "")
+            detail = files.clean(tally.detail, 200)
+            message = f"{title}: {tally.count} of {rows} (row {shown})" + (f"; first: {detail}" if detail else "")
+            evidence: dict[str, Any] = {
+                "count": tally.count,
+                "share": round(tally.count / max(rows, 1), 4),
+                "rows": tally.rows,
+            }
+            if detail:
+                evidence["detail"] = detail
+            yield finding(id_, message, **evidence, **(more or {}).get(id_, {}))
+
+
+class Lengths:
+    """Token counts of all rows, four bytes each, for exact percentiles."""
+
+    def __init__(self) -> None:
+        self._values = array("I")
+        self.total = 0
+
+    def add(self, value: int) -> None:
+        self._values.append(value)
+        self.total += value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def summary(self) -> dict[str, int] | None:
+        """total, p50, p95, p99 (nearest rank: the smallest length that so many per cent do not exceed) and max."""
+        if not self._values:
+            return None
+        ordered = sorted(self._values)
+        ranks = {f"p{per_cent}": ordered[-(-len(ordered) * per_cent // 100) - 1] for per_cent in (50, 95, 99)}
+        return {"total": self.total, **ranks, "max": ordered[-1]}

@@ -1,0 +1,154 @@
+"""The process that renders chat templates: its own interpreter, with limits on time, memory and output.
+
+Knows: Jinja set up as transformers 5 does it, and a protocol of one JSON line in, one JSON line out.
+Does not know: anything else of peftsmith; it runs as a file under `python -I` and imports only jinja2.
+
+A chat template is a program from whoever uploaded the model. Jinja's sandbox stops attribute access and imports, but
+not `{% for %}` in `{% for %}`, `'x' * 10**10` or `10 ** 10 ** 10`, and no limit inside one interpreter stops a single
+such operation. So the template gets a process that may be killed: RLIMIT_AS, SIGALRM, and the parent's own timer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+
+def environment() -> Any:
+    """jinja2's ImmutableSandboxedEnvironment with transformers' options, filters and globals.
+
+    Source: transformers 5.23, utils/chat_template_utils.py, _cached_compile_jinja_template.
+    """
+    import jinja2
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} marks what the assistant said; for the text it changes nothing."""
+
+        tags = {"generation"}  # noqa: RUF012 (jinja2 reads a plain class attribute)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.CallBlock(self.call_method("_through"), [], [], body).set_lineno(line)
+
+        def _through(self, caller: Callable[[], str]) -> str:
+            return caller()
+
+    class Dict:
+        def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+            return dict(*args, **kwargs)
+
+        def fromkeys(self, *args: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*args)
+
+    class Namespace(jinja2.utils.Namespace):
+        def __init__(*args: Any, **kwargs: Any) -> None:
+            attributes = dict(*args[1:], **kwargs)
+            for name in attributes:
+                _refuse_underscore(name)
+            jinja2.utils.Namespace.__init__(args[0], attributes)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _refuse_underscore(name)
+            super().__setitem__(name, value)
+
+    def _refuse_underscore(name: Any) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.exceptions.TemplateError(message)
+
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    def strftime_now(format: str) -> str:
+        return datetime.now().strftime(format)
+
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    made.filters["tojson"] = tojson
+    made.globals.update(raise_exception=raise_exception, strftime_now=strftime_now, dict=Dict(), namespace=Namespace)
+    return made
+
+
+def render(template: Any, variables: dict[str, Any], messages: list[Any], prompt: bool, largest: int) -> str:
+    """The template's text for one conversation; OverflowError above `largest` characters."""
+    parts, size = [], 0
+    for part in template.generate(
+        **{**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt}
+    ):
+        size += len(part)
+        if size > largest:
+            raise OverflowError(f"more than {largest} characters from one row")
+        parts.append(part)
+    return "".join(parts)
+
+
+def limit_memory(size: int) -> None:
+    """Cap this process's address space at `size` bytes where the system can (Linux); elsewhere only time is limited."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def alarm(seconds: float) -> None:
+    """SIGALRM ends this process after `seconds`, also when its parent is gone; 0 takes the alarm back."""
+    with contextlib.suppress(ImportError, AttributeError):
+        import signal
+
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def attempt(work: Callable[[], str]) -> dict[str, str]:
+    """{"text"}, or {"refused"} (the template's own error) or {"stopped"} (a limit): never an exception."""
+    try:
+        return {"text": work()}
+    except (MemoryError, RecursionError, OverflowError) as error:
+        return {"stopped": f"{type(error).__name__}: {error}"[:500]}
+    except Exception as error:
+        return {"refused": f"{type(error).__name__}: {error}"[:500]}
+
+
+def main() -> None:
+    """First {path, template, variables, memory, seconds}, then {seconds, rows: [[messages, prompt, largest], ...]}."""
+    setup = json.loads(sys.stdin.readline())
+    sys.path[:] = setup["path"]
+    made = environment()
+    limit_memory(setup["memory"])
+    alarm(setup["seconds"])
+    compiled: list[Any] = []
+
+    def compile_template() -> str:
+        compiled.append(made.from_string(setup["template"]))
+        return ""
+
+    answers = [attempt(compile_template)]
+    while True:
+        alarm(0)
+        sys.stdout.write(json.dumps(answers) + "\n")
+        sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line or not compiled:
+            return
+        request = json.loads(line)
+        alarm(request["seconds"])
+        answers = [
+            attempt(partial(render, compiled[0], setup["variables"], row[0], row[1], row[2])) for row in request["rows"]
+        ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Rendering a chat template without trusting it: the parent's side of template_process.py.
+
+Knows: starting, asking, timing and killing the process that renders.
+Does not know: tokens, or what the rendered text is for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peftsmith import files
+from peftsmith.errors import PeftsmithError
+
+START_SECONDS = 30.0
+BATCH_SECONDS = 10.0
+# In all, a template may take this long plus so much a rendering: far above any real one (about 50 microseconds).
+TOTAL_SECONDS, SECONDS_A_RENDERING = 20.0, 0.005
+MEMORY = 1 << 30
+_ROOM = 1 << 18  # characters that a template may add to a row by itself
+_GROWTH = 8  # and how often it may repeat the row
+_BATCH = 128
+_KEPT = ("SYSTEMROOT", "TZ", "LANG", "LC_ALL", "LC_TIME")
+
+
+class TemplateRefused(PeftsmithError):
+    """The template raised its own error for one conversation; others may render."""
+
+
+class TemplateStopped(PeftsmithError):
+    """The template broke a limit (time, memory, output, recursion) or took its process down."""
+
+
+class Template:
+    """A compiled chat template in a process of its own, started at the first rendering and gone with this object."""
+
+    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
+        self._source = source
+        self._variables = dict(variables)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._spent = 0.0
+        self._rendered = 0
+        self._lock = threading.Lock()
+
+    def render(self, conversations: Sequence[tuple[list[dict[str, Any]], bool]]) -> list[str | TemplateRefused]:
+        """Text for each (messages, add_generation_prompt), or the template's refusal of it.
+
+        Raises TemplateStopped when the template breaks a limit; the process is gone then, and the next call starts one.
+        """
+        with self._lock:
+            rendered: list[str | TemplateRefused] = []
+            for start in range(0, len(conversations), _BATCH):
+                rendered += self._batch(conversations[start : start + _BATCH])
+            return rendered
+
+    def _batch(self, conversations: Sequence[tuple[list[dict[str, Any]], bool]]) -> list[str | TemplateRefused]:
+        self._start()
+        rows, room = [], 1 << 16
+        for messages, prompt in conversations:
+            largest = _ROOM + _GROWTH * sum(len(item) for m in messages for item in m.values() if isinstance(item, str))
+            rows.append([messages, prompt, largest])
+            room += 12 * largest  # a character is at most 12 bytes of escaped JSON
+        began = time.monotonic()
+        answers = self._ask({"seconds": BATCH_SECONDS, "rows": rows}, BATCH_SECONDS, room)
+        self._spent += time.monotonic() - began
+        self._rendered += len(rows)
+        allowed = TOTAL_SECONDS + SECONDS_A_RENDERING * self._rendered
+        if self._spent > allowed:
+            self._stop()
+            raise _stopped(f"it took {self._spent:.0f} s for {self._rendered} renderings")
+        return [_text(answer, self._stop) for answer in answers]
+
+    def _start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-X", "utf8", str(Path(__file__).with_name("template_process.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _KEPT if name in os.environ},
+            cwd=Path(__file__).parent,
+        )
+        weakref.finalize(self, _end, process)
+        self._process = process
+        setup = {
+            "path": [entry for entry in sys.path if entry],
+            "template": self._source,
+            "variables": self._variables,
+            "memory": MEMORY,
+            "seconds": BATCH_SECONDS,
+        }
+        [answer] = self._ask(setup, START_SECONDS, 1 << 16)
+        if "refused" in answer:
+            self._stop()
+            raise TemplateRefused(
+                f"The chat template is not valid Jinja: {files.clean(answer['refused'], 300)}",
+                next_step="Repair chat_template.jinja, or take the template of the model's original repository.",
+            )
+        _text(answer, self._stop)
+
+    def _ask(self, request: Mapping[str, Any], seconds: float, room: int) -> list[dict[str, str]]:
+        """Send one line and read one, at most `room` bytes and `seconds` long; the process is killed beyond that."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise _stopped("its process could not be started")
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
+            process.stdin.flush()
+            line = process.stdout.readline(room)
+        except OSError:
+            line = b""
+        finally:
+            timer.cancel()
+        if not line.endswith(b"\n"):
+            self._stop()
+            why = (
+                f"it ran longer than {seconds:.0f} s"
+                if late.is_set()
+                else "it used up its process (time, memory or stack)"
+            )
+            raise _stopped(why)
+        answers: list[dict[str, str]] = json.loads(line)
+        return answers
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            _end(self._process)
+            self._process = None
+
+
+def _text(answer: Mapping[str, str], stop: Any) -> str | TemplateRefused:
+    if "text" in answer:
+        return answer["text"]
+    if "stopped" in answer:
+        stop()
+        raise _stopped(files.clean(answer["stopped"], 200))
+    return TemplateRefused(
+        f"The chat template refuses the conversation: {files.clean(answer['refused'], 300)}",
+        next_step="Change the rows to the roles and order that the template takes.",
+    )
+
+
+def _stopped(why: str) -> TemplateStopped:
+    return TemplateStopped(
+        f"The chat template was stopped: {why}",
+        next_step="Do not use this template; take the one of the model's original repository and read it first.",
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except OSError:
+                continue

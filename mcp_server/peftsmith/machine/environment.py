@@ -1,0 +1,238 @@
+"""The training environments of this machine: other Pythons, with which libraries, and what is wrong with them.
+
+Knows: where such environments lie, how to read their versions without importing them, which versions were tested.
+Does not know: how to make one (install.py), or how to run work in one (worker/client.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peftsmith import files
+from peftsmith.errors import PeftsmithError
+from peftsmith.finding import Finding, finding
+
+LIBRARIES = (
+    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "tokenizers", "safetensors",
+)  # fmt: skip
+NEEDED = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
+OLDEST_PYTHON = (3, 10)
+# [from, below): the ranges of pyproject.toml's extra "train"; a test compares the two.
+TESTED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "torch": ((2, 13), (2, 14)),
+    "transformers": ((5, 23), (6,)),
+    "peft": ((0, 21), (0, 22)),
+    "trl": ((1, 16), (2,)),
+    "accelerate": ((1, 15), (2,)),
+    "datasets": ((5, 2), (6,)),
+}
+_SECONDS = 20
+# Asks the distribution metadata only: nothing of the environment is imported, and -I keeps the user's paths out.
+_ASK = (
+    "import json, sys, importlib.metadata as m\n"
+    "def v(n):\n"
+    "    try: return m.version(n)\n"
+    "    except Exception: return None\n"
+    "print(json.dumps({'python': '%d.%d.%d' % sys.version_info[:3], 'prefix': sys.prefix,"
+    " 'versions': {n: v(n) for n in sys.argv[1:]}}))\n"
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One Python. `problems` are sentences; with `usable` False training cannot run here, else they are warnings."""
+
+    interpreter: str
+    python: str
+    versions: dict[str, str | None]
+    problems: list[str]
+    usable: bool
+    origin: str
+    key: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            identity = {"interpreter": self.interpreter, "python": self.python, "versions": self.versions}
+            object.__setattr__(self, "key", files.sha256_json(identity)[:16])
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def find(project: Path) -> list[Environment]:
+    """Every Python that has torch or another of the training libraries, in the order in which they would be taken.
+
+    Order: PEFTSMITH_TRAIN_PYTHON, the project's .venv-train and .venv, the active venv and conda environment,
+    .venv-train here, those that make_environment made, Jupyter kernels, python3 on the PATH.
+    """
+    wanted: dict[str, str] = {}
+    for origin, python in _candidates(project):
+        # Not resolved: a venv's python is a link to the base interpreter, and it is the link that makes it a venv.
+        path = str(python.absolute())
+        if os.access(path, os.X_OK) and Path(path).is_file():
+            wanted.setdefault(path, origin)
+    with ThreadPoolExecutor(4) as pool:
+        asked = list(pool.map(lambda path: ask(path, wanted[path]), wanted))
+    return [
+        each
+        for each in asked
+        if each is not None
+        and (each.origin == "PEFTSMITH_TRAIN_PYTHON" or any(each.versions[name] for name in ("torch", "transformers")))
+    ]
+
+
+def judge(found: list[Environment]) -> list[Finding]:
+    """What is wrong with the environments that were found; machine.environment.missing when none can be used."""
+    findings = []
+    usable = [each for each in found if each.usable]
+    if not usable:
+        findings.append(
+            finding(
+                "machine.environment.missing",
+                "No training environment was found."
+                if not found
+                else f"Of {len(found)} Pythons with training libraries none can be used.",
+                looked_at=[each.interpreter for each in found],
+            )
+        )
+    for each in found:
+        if not each.usable:
+            severity = "info" if usable else "warning"
+            findings.append(
+                finding(
+                    "machine.environment.unusable",
+                    f"{each.interpreter}: {' '.join(each.problems)}",
+                    severity=severity,
+                    interpreter=each.interpreter,
+                )
+            )
+    if usable and best(usable).problems:
+        chosen = best(usable)
+        findings.append(
+            finding(
+                "machine.environment.untested",
+                f"{chosen.interpreter}: {' '.join(chosen.problems)}",
+                interpreter=chosen.interpreter,
+            )
+        )
+    return findings
+
+
+def require(project: Path) -> Environment:
+    """The environment to use: the first without problems, else the first usable. PeftsmithError when there is none."""
+    usable = [each for each in find(project) if each.usable]
+    if not usable:
+        raise PeftsmithError(
+            "There is no training environment (a Python with torch, transformers, peft and trl)",
+            value=str(project),
+            next_step="Make one with make_environment (several hundred MB), or set PEFTSMITH_TRAIN_PYTHON to its python.",
+        )
+    return best(usable)
+
+
+def best(usable: list[Environment]) -> Environment:
+    """The one that the user named, else the first without problems, else the first."""
+    named = [each for each in usable if each.origin == "PEFTSMITH_TRAIN_PYTHON"]
+    return next(iter(named + [each for each in usable if not each.problems]), usable[0])
+
+
+def ask(interpreter: str, origin: str) -> Environment | None:
+    """The environment behind an interpreter, None when it is no working Python. Imports none of its libraries."""
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    try:
+        done = subprocess.run(
+            [interpreter, "-I", "-c", _ASK, *LIBRARIES],
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=quiet,
+        )
+        answer = json.loads(done.stdout.decode("utf-8"))
+        python, versions = str(answer["python"]), {name: answer["versions"][name] for name in LIBRARIES}
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError):
+        return None
+    problems, usable = problems_of(python, versions)
+    return Environment(interpreter, python, versions, problems, usable, origin)
+
+
+def problems_of(python: str, versions: dict[str, str | None]) -> tuple[list[str], bool]:
+    """Sentences about what is missing, too old or untested, and whether training can run all the same."""
+    problems = []
+    if _numbers(python) < OLDEST_PYTHON:
+        problems.append(f"Python {python} is older than {'.'.join(map(str, OLDEST_PYTHON))}.")
+    missing = [name for name in NEEDED if versions.get(name) is None]
+    if missing:
+        problems.append(f"Missing: {', '.join(missing)}.")
+    usable = not problems
+    for name, (low, high) in TESTED.items():
+        version = versions.get(name)
+        if version is not None and not low <= _numbers(version) < high:
+            span = f">={'.'.join(map(str, low))},<{'.'.join(map(str, high))}"
+            problems.append(f"{name} {version} was not tested (tested: {span}).")
+    if usable and versions.get("bitsandbytes") is None:
+        problems.append("bitsandbytes is missing: no QLoRA.")
+    return problems, usable
+
+
+def python_in(folder: Path) -> Path:
+    """The interpreter of a virtual environment."""
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _candidates(project: Path) -> Iterator[tuple[str, Path]]:
+    named = os.environ.get("PEFTSMITH_TRAIN_PYTHON")
+    if named:
+        yield "PEFTSMITH_TRAIN_PYTHON", Path(named).expanduser()
+    yield "project/.venv-train", python_in(project / ".venv-train")
+    yield "project/.venv", python_in(project / ".venv")
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        if os.environ.get(variable):
+            yield variable, python_in(Path(os.environ[variable]))
+    yield "./.venv-train", python_in(Path.cwd() / ".venv-train")
+    made = files.cache_folder("environments")
+    yield from (("peftsmith", python_in(each)) for each in sorted(made.iterdir()) if each.is_dir())
+    yield from (("jupyter kernel", python) for python in _kernels())
+    python = shutil.which("python3") or shutil.which("python")
+    if python:
+        yield "PATH", Path(python)
+
+
+def _kernels() -> Iterator[Path]:
+    """Interpreters of Jupyter's kernel specifications (`argv[0]` of kernel.json)."""
+    home = Path.home()
+    share = [
+        Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share") / "jupyter",
+        home / "Library" / "Jupyter",
+        Path(sys.prefix) / "share" / "jupyter",
+        Path("/usr/local/share/jupyter"),
+    ]
+    share[:0] = [Path(each) for each in os.environ.get("JUPYTER_PATH", "").split(os.pathsep) if each]
+    for folder in share:
+        for specification in sorted(folder.glob("kernels/*/kernel.json")):
+            try:
+                argv = json.loads(specification.read_text(encoding="utf-8"))["argv"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if isinstance(argv, list) and argv and isinstance(argv[0], str) and Path(argv[0]).is_absolute():
+                yield Path(argv[0])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: "2.13.0+cpu" is (2, 13, 0)."""
+    numbers = []
+    for part in version.split("+")[0].split("."):
+        digits = "".join(c for c in part if c.isdigit())
+        if not part[:1].isdigit():
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)

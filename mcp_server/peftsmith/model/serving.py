@@ -1,0 +1,39 @@
+"""Whether a LoRA adapter on a model can be served, engine by engine.
+
+Knows: what vLLM, SGLang, llama.cpp, Ollama and Transformers accept of a plain LoRA adapter, and how they must be told.
+Does not know: what is in a finished adapter (adapter/inspect.py checks that), or how to start a server.
+Sources: vllm/config/lora.py and vllm/lora/peft_helper.py; SGLang docs advanced_features/lora; llama.cpp
+convert_lora_to_gguf.py; Ollama docs import.md and convert/convert.go. Every verdict starts with ok, convert or merge.
+"""
+
+from __future__ import annotations
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Families whose adapters Ollama reads as safetensors; all others go through a GGUF adapter.
+_OLLAMA_SAFETENSORS = ("llama", "gemma2")
+
+
+def verdicts(model_type: str, rank: int, *, ends_adapted: bool) -> dict[str, str]:
+    """Verdict by engine for plain LoRA at `rank`; `ends_adapted`: lm_head or the embedding is adapted as well."""
+    if ends_adapted:
+        merge = "merge: adapters on lm_head or the embedding are not served; merge into a full model first"
+        engines = ("vllm", "sglang", "llama.cpp", "ollama")
+        return {**dict.fromkeys(engines, merge), "transformers": "ok: as an adapter"}
+    return {
+        "vllm": _vllm(rank),
+        "sglang": f"ok: as an adapter, with --enable-lora --max-lora-rank {rank}",
+        "llama.cpp": "convert: convert_lora_to_gguf.py, then llama-server --lora",
+        "ollama": (
+            "ok: ADAPTER in the Modelfile reads the safetensors folder, FROM the exact base"
+            if model_type in _OLLAMA_SAFETENSORS
+            else "convert: to a GGUF adapter first, or merge and import the full model"
+        ),
+        "transformers": "ok: as an adapter",
+    }
+
+
+def _vllm(rank: int) -> str:
+    fitting = next((size for size in VLLM_RANKS if size >= rank), None)
+    if fitting is None:
+        return f"merge: rank {rank} is above vLLM's largest, {VLLM_RANKS[-1]}"
+    return f"ok: as an adapter, with --enable-lora --max-lora-rank {fitting}"

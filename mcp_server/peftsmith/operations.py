@@ -1,0 +1,352 @@
+"""Everything peftsmith can be asked to do, once: the MCP tools and the CLI commands are made from these functions.
+
+Knows: names, parameters and one-paragraph descriptions as a model or a person reads them.
+Does not know: how anything is done; every body resolves its paths, imports its stage and calls one function.
+Every function returns plain JSON data with `findings` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from peftsmith import files
+from peftsmith.finding import Finding, worst_first
+
+Result = dict[str, Any]
+Project = Annotated[str, Field(description="Folder of the fine-tuning project, relative to the working folder.")]
+Model = Annotated[str, Field(description="Base model: a local folder or a hub id such as owner/name.")]
+Revision = Annotated[str | None, Field(description="Commit of the hub model (40 hex digits).")]
+
+
+def _result(findings: Iterable[Finding], **rest: Any) -> Result:
+    return {"findings": [f.to_json() for f in worst_first(findings)], **rest}
+
+
+def inspect_machine(project: Project = ".") -> Result:
+    """What there is to run on: processors, memory, GPUs, free disk, and the training environments (other Pythons
+    with torch, transformers, peft and trl) that were found, each with its versions and problems."""
+    from peftsmith.machine import environment, hardware
+
+    root = files.resolve(project)
+    machine = hardware.probe(root)
+    found = environment.find(root)
+    return _result(
+        [*machine.findings, *environment.judge(found)],
+        hardware=machine.to_json(),
+        environments=[each.to_json() for each in found],
+    )
+
+
+def make_environment(
+    project: Project = ".",
+    path: Annotated[str, Field(description="Folder for the new virtual environment.")] = ".venv-train",
+    confirm: Annotated[bool, Field(description="Set to true to go ahead: this downloads several hundred MB.")] = False,
+) -> Result:
+    """Make a training environment with the tested, pinned libraries (torch first, the rest locked by hash), as a run
+    in the background: follow it with get_run."""
+    from peftsmith.machine import install
+
+    run = install.start(files.resolve(project), files.resolve(path, must_exist=False), confirm=confirm)
+    return _result([], run=run.to_json())
+
+
+def inspect_model(model: Model, revision: Revision = None) -> Result:
+    """What a base model is, read from config.json, the tokenizer files and the safetensors headers without loading a
+    weight: architecture, exact parameter count, linear modules, tied embeddings, quantisation, chat template, special
+    tokens, licence."""
+    from peftsmith.model import anatomy
+
+    body = anatomy.inspect(model, revision)
+    return _result(body.findings, model=body.to_json())
+
+
+def find_target_modules(
+    model: Model,
+    rank: Annotated[int, Field(ge=1, description="LoRA rank.")] = 16,
+    preset: Annotated[
+        Literal["query-value", "attention", "mlp", "all-linear"] | None,
+        Field(description="Only this choice; all of them when left out."),
+    ] = None,
+    revision: Revision = None,
+) -> Result:
+    """Which modules LoRA should adapt, as the exact value for PEFT, with layers matched out of layers present, exact
+    trainable parameters and share at this rank, and which servers can serve it."""
+    from peftsmith.model import anatomy, targets
+
+    body = anatomy.inspect(model, revision)
+    found = targets.find(body, rank=rank, preset=preset)
+    return _result(
+        [*body.findings, *(f for choice in found for f in choice.findings)],
+        model=body.id,
+        rank=rank,
+        choices=[choice.to_json() for choice in found],
+    )
+
+
+def audit_dataset(
+    data: Annotated[str, Field(description="The training rows: a .jsonl, .json or .csv file.")],
+    model: Annotated[
+        str | None, Field(description="Base model whose tokenizer and chat template will be used.")
+    ] = None,
+    test: Annotated[
+        str | None, Field(description="Rows kept for the test; checked for overlap with the training rows.")
+    ] = None,
+    max_length: Annotated[int, Field(ge=8, description="Longest row in tokens that training would keep.")] = 1024,
+    text_column: str = "text",
+    label_column: str = "label",
+    system_prompt: Annotated[
+        str | None, Field(description="System message that the plan would put before each row.")
+    ] = None,
+) -> Result:
+    """What is wrong with a data set before it costs anything: format, rows, tokens after the real chat template,
+    truncation, duplicates, overlap with the test rows, empty or broken rows, label balance, secrets; and a suggested
+    max_length."""
+    from peftsmith.data import audit
+
+    report = audit.audit(
+        files.resolve(data),
+        model=model,
+        test=files.resolve(test) if test else None,
+        max_length=max_length,
+        text_column=text_column,
+        label_column=label_column,
+        system_prompt=system_prompt,
+    )
+    return _result(report.findings, audit=report.to_json())
+
+
+def prepare_dataset(
+    data: Annotated[str, Field(description="The source rows: a .jsonl, .json or .csv file.")],
+    output: Annotated[str, Field(description="New folder for train.jsonl, eval.jsonl, test.jsonl and rejects.jsonl.")],
+    eval_share: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+    seed: Annotated[int, Field(ge=0)] = 0,
+    text_column: str = "text",
+    label_column: str = "label",
+) -> Result:
+    """Write normalised train, eval and test splits (seeded, stratified by label), and the rows that cannot be used
+    into rejects.jsonl with line number and reason: no row is lost in silence."""
+    from peftsmith.data import prepare
+
+    done = prepare.prepare(
+        files.resolve(data),
+        files.resolve(output, must_exist=False),
+        eval_share=eval_share,
+        test_share=test_share,
+        seed=seed,
+        text_column=text_column,
+        label_column=label_column,
+    )
+    return _result(done.findings, prepared=done.to_json())
+
+
+def estimate_memory(
+    model: Model,
+    method: Annotated[Literal["lora", "qlora"], Field(description="How to fine-tune.")] = "lora",
+    rank: Annotated[int, Field(ge=1)] = 16,
+    target_modules: Annotated[Literal["query-value", "attention", "mlp", "all-linear"], Field()] = "all-linear",
+    batch_size: Annotated[int, Field(ge=1, description="Rows on the device in one step.")] = 1,
+    sequence_length: Annotated[int, Field(ge=8, description="Tokens in the longest row.")] = 1024,
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16",
+    gradient_checkpointing: bool = True,
+    fits_gib: Annotated[float | None, Field(gt=0, description="Memory there is, in GiB: then says what fits.")] = None,
+    revision: Revision = None,
+) -> Result:
+    """How much memory fine-tuning will take: allocated, reserved and whole device with a range each, the terms it is
+    made of, what it assumes, and what would fit in `fits_gib`."""
+    from peftsmith.model import anatomy, memory
+
+    body = anatomy.inspect(model, revision)
+    request = memory.Request(
+        method=method,
+        rank=rank,
+        targets=target_modules,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    estimate = memory.estimate(body, request)
+    fits = memory.what_fits(body, request, fits_gib) if fits_gib else None
+    return _result([*body.findings, *estimate.findings], estimate=estimate.to_json(), fits=fits)
+
+
+def plan_finetune(
+    project: Annotated[
+        str, Field(description="Folder for the project; made when missing, refused when it holds another plan.")
+    ],
+    model: Model,
+    data: Annotated[str, Field(description="The training rows.")],
+    test: Annotated[str | None, Field(description="Rows kept for the test.")] = None,
+    revision: Revision = None,
+    method: Annotated[
+        Literal["lora", "qlora"] | None, Field(description="Only to overrule the recommendation.")
+    ] = None,
+    serving: Literal["transformers", "vllm", "sglang", "llama.cpp", "ollama"] = "transformers",
+    memory_gib: Annotated[
+        float | None, Field(gt=0, description="Memory of the training device; this machine's when left out.")
+    ] = None,
+    system_prompt: Annotated[
+        str | None, Field(description="System message for every row (classification: the instruction).")
+    ] = None,
+    text_column: str = "text",
+    label_column: str = "label",
+) -> Result:
+    """Write plan.yaml and plan.lock.json from the model, the data and the machine, with the reason, the source and
+    what would change it for every recommended value. Costs nothing."""
+    from peftsmith.advise import planner
+
+    made = planner.make(
+        files.resolve(project, must_exist=False),
+        model=model,
+        data=files.resolve(data),
+        test=files.resolve(test) if test else None,
+        revision=revision,
+        method=method,
+        serving=serving,
+        memory_gib=memory_gib,
+        system_prompt=system_prompt,
+        text_column=text_column,
+        label_column=label_column,
+    )
+    return _result(made.findings, plan=made.plan.model_dump(mode="json"), why=made.why, estimate=made.estimate)
+
+
+def generate_project(project: Project) -> Result:
+    """Write the training project that plan.yaml describes: train, evaluate, infer and merge scripts, pinned
+    requirements, .env.example, .gitignore, README. Files that were edited by hand are kept and named."""
+    from peftsmith.project import generate
+
+    written = generate.generate(files.resolve(project))
+    return _result(written.findings, written=written.files)
+
+
+def check_project(
+    project: Project,
+    twin: Annotated[bool, Field(description="Also run the scripts on a small model of the same architecture.")] = True,
+) -> Result:
+    """Prove the project before it costs anything: scripts parse, every argument exists in the installed libraries, no
+    secrets, settings equal the plan, and the twin: the same scripts on a cut-down model with real rows, trained two
+    steps, saved, reloaded, merged, generating. Returns the digest that start_run needs."""
+    from peftsmith.project import check
+
+    checked = check.check(files.resolve(project), twin=twin)
+    return _result(checked.findings, digest=checked.digest, proofs=checked.proofs)
+
+
+def start_run(
+    project: Project,
+    kind: Annotated[Literal["smoke", "train", "evaluate", "merge"], Field(description="smoke: a few real steps.")],
+    digest: Annotated[str, Field(description="From check_project; refused when files have changed since.")],
+    adapter_run: Annotated[
+        str | None, Field(description="For evaluate and merge: the run whose adapter to use.")
+    ] = None,
+    max_steps: Annotated[int | None, Field(ge=1, description="Stop after this many optimiser steps.")] = None,
+) -> Result:
+    """Start long work in the background and return its run id at once; it outlives this server. Follow it with
+    get_run."""
+    from peftsmith.run import start
+
+    run = start.start(files.resolve(project), kind=kind, digest=digest, adapter_run=adapter_run, max_steps=max_steps)
+    return _result([], run=run.to_json())
+
+
+def get_run(
+    project: Project,
+    run_id: str,
+    wait_seconds: Annotated[float, Field(ge=0, le=50, description="Wait up to this long for the run to end.")] = 0,
+) -> Result:
+    """Where a run stands: state, progress, latest metrics, artefacts, the end of its log."""
+    from peftsmith.run import watch
+
+    seen = watch.follow(files.resolve(project), run_id, wait_seconds=wait_seconds)
+    return _result(seen.findings, run=seen.to_json())
+
+
+def list_runs(project: Project = ".") -> Result:
+    """All runs of a project, newest first, with state and last metrics."""
+    from peftsmith.run import watch
+
+    return _result([], runs=[seen.summary() for seen in watch.all_runs(files.resolve(project))])
+
+
+def stop_run(
+    project: Project,
+    run_id: str,
+    confirm: Annotated[bool, Field(description="Set to true to stop it; what it has saved is kept.")] = False,
+) -> Result:
+    """Stop a run that is under way. What it has saved so far stays."""
+    from peftsmith.run import watch
+
+    seen = watch.stop(files.resolve(project), run_id, confirm=confirm)
+    return _result([], run=seen.to_json())
+
+
+def inspect_adapter(
+    adapter: Annotated[str, Field(description="Folder with adapter_config.json and adapter_model.safetensors.")],
+) -> Result:
+    """Whether an adapter is sound (tensors present, lora_B not zero, no NaN, base named) and which servers can
+    serve it."""
+    from peftsmith.adapter import inspect
+
+    report = inspect.inspect(files.resolve(adapter))
+    return _result(report.findings, adapter=report.to_json())
+
+
+def diagnose_failure(
+    project: Project = ".",
+    run_id: Annotated[str | None, Field(description="The run to look at.")] = None,
+    log: Annotated[str | None, Field(description="Or: a log file of any training script.")] = None,
+) -> Result:
+    """From a log to the likely cause, the fix and, where one exists, the change to plan.yaml that makes it."""
+    from peftsmith.diagnose import causes
+
+    root = files.resolve(project)
+    report = causes.diagnose(root, run_id=run_id, log=files.resolve(log) if log else None)
+    return _result(report.findings, patch=report.patch)
+
+
+def scan_secrets(path: Annotated[str, Field(description="File or folder to look through.")] = ".") -> Result:
+    """Look for keys, tokens and passwords in a file or folder. Shows where and of which kind, never the value."""
+    from peftsmith import secrets
+
+    report = secrets.scan(files.resolve(path))
+    return _result(report.findings, scanned_files=report.scanned)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One function with how a client may treat it: `reads_only` becomes the readOnlyHint annotation."""
+
+    run: Callable[..., Result]
+    title: str
+    reads_only: bool = True
+    destructive: bool = False
+
+
+OPERATIONS: dict[str, Operation] = {
+    operation.run.__name__: operation
+    for operation in (
+        Operation(inspect_machine, "Inspect this machine"),
+        Operation(make_environment, "Make a training environment", reads_only=False),
+        Operation(inspect_model, "Inspect a base model"),
+        Operation(find_target_modules, "Find target modules"),
+        Operation(audit_dataset, "Audit a data set"),
+        Operation(prepare_dataset, "Prepare a data set", reads_only=False),
+        Operation(estimate_memory, "Estimate memory"),
+        Operation(plan_finetune, "Plan a fine-tune", reads_only=False),
+        Operation(generate_project, "Generate the project", reads_only=False),
+        Operation(check_project, "Check the project", reads_only=False),
+        Operation(start_run, "Start a run", reads_only=False),
+        Operation(get_run, "Follow a run"),
+        Operation(list_runs, "List runs"),
+        Operation(stop_run, "Stop a run", reads_only=False, destructive=True),
+        Operation(inspect_adapter, "Inspect an adapter"),
+        Operation(diagnose_failure, "Diagnose a failure"),
+        Operation(scan_secrets, "Scan for secrets"),
+    )
+}

@@ -1,0 +1,296 @@
+"""plan.yaml: what a person wants, and nothing that was worked out.
+
+Knows: the fields of a fine-tuning plan, their limits, reading and editing YAML 1.2 with its comments, migrations.
+Does not know: what was resolved from it (lock.py), or whether its values are wise (advise/ and project/).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from peftsmith import files
+from peftsmith.errors import PeftsmithError
+
+SCHEMA_VERSION = 1
+PLAN_FILE = "plan.yaml"
+_LARGEST_PLAN = 1 << 20
+_PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*")
+
+Text = Annotated[str, Field(max_length=20_000)]
+ShortText = Annotated[str, Field(min_length=1, max_length=500)]
+Task = Literal["chat", "classification"]
+DataFormat = Literal["messages", "prompt_completion", "classification"]
+ServingTarget = Literal["transformers", "vllm", "sglang", "llama.cpp", "ollama"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _no_control_characters(cls, value: object) -> object:
+        if isinstance(value, str) and not _PLAIN.fullmatch(value):
+            raise ValueError("control characters are not allowed in a plan")
+        return value
+
+
+class Base(_Part):
+    """The base model: a hub id with the commit to use, or a local folder (then no revision)."""
+
+    model: ShortText
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _remote_code_needs_a_commit(self) -> Base:
+        if self.trust_remote_code and self.revision is None:
+            raise ValueError("trust_remote_code needs a pinned commit in base.revision")
+        return self
+
+
+class Data(_Part):
+    """Where the rows are (paths relative to the project) and how to read them."""
+
+    train: ShortText
+    eval: ShortText | None = None
+    test: ShortText | None = None
+    format: DataFormat
+    text_column: ShortText = "text"
+    label_column: ShortText = "label"
+    labels: Annotated[list[ShortText], Field(max_length=1000)] = []
+    system_prompt: Text | None = None
+
+
+class Quantization(_Part):
+    """bitsandbytes quantisation of the frozen base (QLoRA)."""
+
+    bits: Literal[4, 8] = 4
+    type: Literal["nf4", "fp4"] = "nf4"
+    double: bool = True
+
+
+class Method(_Part):
+    """The adapter. `target_modules` is what PEFT's LoraConfig takes: a list of names, a regex, or "all-linear"."""
+
+    kind: Literal["lora", "qlora"] = "lora"
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    alpha: Annotated[int, Field(ge=1, le=65536)] = 32
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    rslora: bool = False
+    target_modules: Annotated[list[ShortText], Field(min_length=1, max_length=500)] | ShortText = "all-linear"
+    quantization: Quantization | None = None
+
+    @model_validator(mode="after")
+    def _qlora_means_quantised(self) -> Method:
+        if (self.kind == "qlora") != (self.quantization is not None):
+            raise ValueError("kind qlora needs method.quantization, and kind lora must not have it")
+        return self
+
+
+class Training(_Part):
+    """Lengths in tokens, batch sizes in rows, warmup as a share of all steps, the rest as TRL's SFTConfig names it."""
+
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 8
+    gradient_accumulation: Annotated[int, Field(ge=1, le=65536)] = 1
+    learning_rate: Annotated[float, Field(gt=0, le=1.0)] = 2e-4
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch_fused"
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    gradient_checkpointing: bool = True
+    group_by_length: bool = True
+    logging_steps: Annotated[int, Field(ge=1)] = 10
+    save_steps: Annotated[int, Field(ge=1)] = 200
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+
+
+class FineTunePlan(_Part):
+    """The whole of plan.yaml. The effective batch is batch_size x gradient_accumulation (one process)."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    task: Task
+    base: Base
+    data: Data
+    method: Method = Method()
+    training: Training = Training()
+    serving: ServingTarget = "transformers"
+    tracking: Literal["none", "tensorboard"] = "none"
+
+    @model_validator(mode="after")
+    def _task_fits_data(self) -> FineTunePlan:
+        if (self.task == "classification") != (self.data.format == "classification"):
+            raise ValueError("task classification goes with data.format classification, and only with it")
+        if self.task == "classification" and len(set(self.data.labels)) < 2:
+            raise ValueError("task classification needs at least two different data.labels")
+        return self
+
+
+# version -> function that turns a document of that version into one of the next
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def load(path: Path) -> FineTunePlan:
+    """The plan in a file (or in a folder's plan.yaml), migrated to the present schema in memory."""
+    return parse(files.read_text(_plan_file(path), largest=_LARGEST_PLAN), name=str(path))
+
+
+def parse(text: str, *, name: str = PLAN_FILE) -> FineTunePlan:
+    """The plan that `text` (YAML 1.2, no anchors) describes; every fault is named with its field."""
+    return validate(migrate(_document(text, name)), name=name)
+
+
+def validate(document: Mapping[str, Any], *, name: str = PLAN_FILE) -> FineTunePlan:
+    """The plan in plain data; a PeftsmithError lists every wrong field, unknown keys with the nearest known one."""
+    try:
+        return FineTunePlan.model_validate(document)
+    except ValidationError as error:
+        faults = "; ".join(_fault(item) for item in error.errors(include_url=False)[:8])
+        raise PeftsmithError(
+            f"{Path(name).name} is not a valid plan: {faults}",
+            next_step="Correct these fields; the JSON Schema in docs/schema/plan.schema.json lists them all.",
+        ) from error
+
+
+def migrate(document: dict[str, Any]) -> dict[str, Any]:
+    """The document brought to SCHEMA_VERSION one version at a time."""
+    version = document.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise PeftsmithError(
+            "The plan does not say its schema_version",
+            value=version,
+            next_step=f"Write `schema_version: {SCHEMA_VERSION}` at its top.",
+        )
+    if version > SCHEMA_VERSION:
+        raise PeftsmithError(
+            f"The plan is of a newer schema than this peftsmith knows ({SCHEMA_VERSION})",
+            value=version,
+            next_step="Update peftsmith.",
+        )
+    while version < SCHEMA_VERSION:
+        if version not in MIGRATIONS:
+            raise PeftsmithError("No migration exists from this schema version", value=version, next_step="Plan again.")
+        document = {**MIGRATIONS[version](dict(document)), "schema_version": version + 1}
+        version += 1
+    return document
+
+
+def dump(plan: FineTunePlan, comments: Mapping[str, str] | None = None) -> str:
+    """YAML for a plan; `comments` maps a dotted field ("method.rank") to a remark that stands at its line's end."""
+    from ruamel.yaml.comments import CommentedMap
+
+    def commented(value: Mapping[str, Any], prefix: str) -> CommentedMap:
+        result = CommentedMap()
+        for key, item in value.items():
+            dotted = f"{prefix}{key}"
+            result[key] = commented(item, dotted + ".") if isinstance(item, Mapping) else item
+            if comments and dotted in comments:
+                result.yaml_add_eol_comment(" ".join(files.clean(comments[dotted], 200).split()), key)
+        return result
+
+    return _emit(commented(plan.model_dump(mode="json"), ""))
+
+
+def edit(text: str, changes: Mapping[str, Any]) -> str:
+    """`text` with dotted fields set to new values and every comment kept; the result is a valid plan."""
+    tree = _yaml().load(text)
+    for dotted, value in changes.items():
+        *parents, key = dotted.split(".")
+        node = tree
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[key] = value
+    edited = _emit(tree)
+    parse(edited)
+    return edited
+
+
+def json_schema() -> dict[str, Any]:
+    """The published JSON Schema of plan.yaml."""
+    return FineTunePlan.model_json_schema()
+
+
+def flatten(plan: FineTunePlan) -> dict[str, Any]:
+    """The plan as dotted fields to plain values."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, prefix: str) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{prefix}.{key}" if prefix else key)
+        else:
+            flat[prefix] = value
+
+    walk(plan.model_dump(mode="json"), "")
+    return flat
+
+
+def _plan_file(path: Path) -> Path:
+    return path / PLAN_FILE if path.is_dir() else path
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="rt", pure=True)
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    return yaml
+
+
+def _emit(tree: Any) -> str:
+    stream = io.StringIO()
+    _yaml().dump(tree, stream)
+    return stream.getvalue()
+
+
+def _document(text: str, name: str) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.tokens import AliasToken, AnchorToken
+
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        if any(isinstance(token, (AliasToken, AnchorToken)) for token in yaml.scan(text)):
+            raise PeftsmithError("A plan may not use YAML anchors", value=name, next_step="Write the values out.")
+        document = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise PeftsmithError(f"{Path(name).name} is not valid YAML: {error}", next_step="Correct the line.") from error
+    if not isinstance(document, dict):
+        raise PeftsmithError(f"{Path(name).name} does not hold a plan", next_step="Write the plan with plan_finetune.")
+    return document
+
+
+def _fault(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "the plan"
+    if error["type"] == "extra_forbidden":
+        import difflib
+
+        known = [*flatten_fields(FineTunePlan), *(dotted.split(".")[-1] for dotted in flatten_fields(FineTunePlan))]
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
+        return f"unknown key {where!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    shown = repr(error.get("input"))
+    return f"{where}: {error['msg']}" + (f" (got {shown[:80]})" if error["type"] != "missing" else "")
+
+
+def flatten_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted field name of a plan model, optional parts included."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                names += flatten_fields(candidate, f"{prefix}{name}.")
+    return names

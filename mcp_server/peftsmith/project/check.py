@@ -1,0 +1,152 @@
+"""From a written project to the digest that start_run demands: is it what it was planned from, vetted, and proven?
+
+Knows: the order of the checks, which of them close the way to a digest, and what the lock remembers of them.
+Does not know: how scripts are vetted (vet.py) or run (twin.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftsmith import __version__, files, lock, plan
+from peftsmith.data import formats
+from peftsmith.errors import PeftsmithError
+from peftsmith.finding import Finding, finding
+from peftsmith.machine import environment as environments
+from peftsmith.model import source
+from peftsmith.project import twin as twins
+from peftsmith.project import vet
+
+if TYPE_CHECKING:
+    from peftsmith.machine.environment import Environment
+
+
+@dataclass(frozen=True)
+class Checked:
+    """`digest` is None when any finding is an error; `proofs` says what was looked at and what was seen."""
+
+    findings: list[Finding]
+    digest: str | None
+    proofs: dict[str, Any]
+
+
+def check(project: Path, *, twin: bool = True) -> Checked:
+    """Check everything that can be known before spending, and keep the result in plan.lock.json.
+
+    The lock's data hashes, versions and interpreter become those that were checked; a changed data file is named. With
+    an error the lock's digest is None. Raises PeftsmithError for a folder without plan, lock or scripts, without a
+    training environment, and when files change while they are being checked.
+    """
+    wanted, locked = plan.load(project), lock.load(project)
+    if not locked.files:
+        raise PeftsmithError(
+            "The project has a plan but no scripts", value=str(project), next_step="Run generate_project first."
+        )
+    environment = environments.require(project)
+    before = _state(project, locked, wanted)
+    data, findings = _data(project, wanted, locked)
+    findings += _base(wanted, locked)
+    vetted = vet.vet(project, environment)
+    findings += vetted
+    proofs: dict[str, Any] = {"vet": {"ok": not _errors(vetted), "findings": sorted({each.id for each in vetted})}}
+    cached = False
+    if not twin:
+        findings.append(finding("project.twin.skipped"))
+    elif not _errors(findings):
+        seen = twins.run_twin(project, environment)
+        findings += seen.findings
+        cached = seen.cached
+        proofs["twin"] = {"ok": seen.proven, **seen.seen}
+    if _state(project, locked, wanted) != before:
+        raise PeftsmithError(
+            "Files of the project changed while they were being checked", value=str(project), next_step="Check again."
+        )
+    digest = _keep(project, locked, environment, data, before, proofs, passed=not _errors(findings))
+    if "twin" in proofs:
+        proofs = {**proofs, "twin": {**proofs["twin"], "cached": cached}}
+    return Checked(findings, digest, proofs)
+
+
+def _keep(
+    project: Path,
+    locked: lock.Lock,
+    environment: Environment,
+    data: dict[str, lock.DataFile],
+    state: dict[str, str | None],
+    proofs: dict[str, Any],
+    *,
+    passed: bool,
+) -> str | None:
+    """Write what was checked into the lock; the digest comes last, over everything else. No times: the same state
+    checked again gives the same digest."""
+    kept = locked.model_copy(
+        update={
+            "peftsmith": __version__,
+            "plan_sha256": state[plan.PLAN_FILE],
+            "data": data,
+            "versions": {name: version for name, version in environment.versions.items() if version},
+            "interpreter": environment.interpreter,
+            "checked": {name: state[name] or "missing" for name in locked.files} if passed else {},
+            "proofs": proofs,
+            "digest": None,
+        }
+    )
+    digest = lock.compute_digest(project, kept) if passed else None
+    lock.save(project, kept.model_copy(update={"digest": digest}))
+    return digest
+
+
+def _state(project: Path, locked: lock.Lock, wanted: plan.FineTunePlan) -> dict[str, str | None]:
+    """Hashes of everything that a check depends on inside the project, None for what is missing."""
+    names = {plan.PLAN_FILE, *locked.files, *_splits(wanted).values()}
+    return {name: files.sha256_file(project / name) if (project / name).is_file() else None for name in sorted(names)}
+
+
+def _data(
+    project: Path, wanted: plan.FineTunePlan, locked: lock.Lock
+) -> tuple[dict[str, lock.DataFile], list[Finding]]:
+    """The data files as they are now, and what is different from the lock."""
+    found: dict[str, lock.DataFile] = {}
+    findings = []
+    for split, name in _splits(wanted).items():
+        path = project / name
+        if not path.is_file():
+            findings.append(finding("project.data.missing", split=split, path=files.clean(name, 200)))
+            continue
+        digest, old = files.sha256_file(path), locked.data.get(split)
+        if old is not None and (old.path, old.sha256) == (name, digest):
+            found[split] = old
+            continue
+        rows = sum(1 for row in formats.read_rows(path) if row.value is not None)
+        found[split] = lock.DataFile(path=name, sha256=digest, rows=rows)
+        findings.append(finding("project.data.changed", split=split, path=files.clean(name, 200), rows=rows))
+    return found, findings
+
+
+def _base(wanted: plan.FineTunePlan, locked: lock.Lock) -> list[Finding]:
+    """Is the base that plan.yaml names the one that the estimates and targets were worked out for?"""
+    opened = source.open_model(wanted.base.model, wanted.base.revision)
+    changed = {}
+    if opened.id != locked.base.get("model"):
+        changed["model"] = [locked.base.get("model"), opened.id]
+    if opened.commit != locked.base.get("commit"):
+        changed["commit"] = [locked.base.get("commit"), opened.commit]
+    was = locked.base.get("config_sha256")
+    now = files.sha256_file(opened.small / "config.json") if (opened.small / "config.json").is_file() else None
+    if was is not None and was != now:
+        changed["config.json"] = [was, now]
+    if not changed:
+        return []
+    return [finding("project.base.changed", f"The base has changed since planning: {', '.join(changed)}", **changed)]
+
+
+def _splits(wanted: plan.FineTunePlan) -> dict[str, str]:
+    named = {"train": wanted.data.train, "eval": wanted.data.eval, "test": wanted.data.test}
+    return {split: name for split, name in named.items() if name}
+
+
+def _errors(findings: Iterable[Finding]) -> bool:
+    return any(each.severity == "error" for each in findings)

@@ -1,0 +1,62 @@
+"""requirements.txt of a generated project: the tested pins with their hashes, without what the plan does not need.
+
+Knows: the layout of requirements/train.txt and which packages serve one kind of plan only.
+Does not know: what is installed anywhere (machine/environment.py).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from peftsmith import assets
+from peftsmith.errors import PeftsmithError
+from peftsmith.plan import FineTunePlan
+
+# Its build differs by machine (CPU, CUDA, Metal), so that no one hash fits all and it is not in requirements/train.txt.
+TORCH = "2.13.0"
+_PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==")
+_CLASSIFIER = {"joblib", "narwhals", "scikit-learn", "scipy", "threadpoolctl"}
+_TENSORBOARD = {"absl-py", "grpcio", "markdown", "protobuf", "tensorboard", "tensorboard-data-server", "werkzeug"}
+_QUANTISER = {"bitsandbytes"}
+_HEADER = f"""\
+# The versions that these scripts were tested with. Torch comes first and by version only,
+# since its build differs by machine (https://pytorch.org/get-started):
+#     pip install torch=={TORCH}
+#     pip install --require-hashes --no-deps -r requirements.txt
+"""
+
+
+def torch_version() -> str:
+    return TORCH
+
+
+def for_plan(plan: FineTunePlan) -> str:
+    """The text of requirements.txt; PeftsmithError when the shipped pins are damaged."""
+    unneeded: set[str] = set()
+    if plan.task != "classification":
+        unneeded |= _CLASSIFIER
+    if plan.tracking != "tensorboard":
+        unneeded |= _TENSORBOARD
+    if plan.method.quantization is None and "8bit" not in plan.training.optimizer:
+        unneeded |= _QUANTISER
+    return _HEADER + "".join(block for name, block in _pins() if name not in unneeded)
+
+
+@cache
+def _pins() -> tuple[tuple[str, str], ...]:
+    """(package, its lines) in the order of the file; every one has a hash."""
+    path = assets.folder("requirements") / "train.txt"
+    blocks: list[tuple[str, str]] = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        pin = _PIN.match(line)
+        if pin:
+            blocks.append((pin[1].lower(), line))
+        elif line.startswith((" ", "\t")) and blocks:
+            if not line.lstrip().startswith("#"):
+                blocks[-1] = (blocks[-1][0], blocks[-1][1] + line)
+        elif line.strip() and not line.startswith("#"):
+            raise PeftsmithError("requirements/train.txt holds a line that is no pin", value=line, next_step="Reinstall.")
+    if not blocks or any("--hash=sha256:" not in block for _, block in blocks):
+        raise PeftsmithError("requirements/train.txt lacks pins or hashes", next_step="Reinstall peftsmith.")
+    return tuple(blocks)

@@ -1,0 +1,155 @@
+"""The settings block of a generated script: which name carries which plan value, reading it back, and drift.
+
+Knows: that a setting is a top-level `NAME = literal`, and how to patch the plan or the script when they disagree.
+Does not know: what the values are for.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peftsmith import files, lock
+from peftsmith.errors import PeftsmithError
+from peftsmith.finding import Finding, finding
+from peftsmith.plan import FineTunePlan
+from peftsmith.project import literal
+
+# setting -> the plan's dotted field
+FIELDS: dict[str, str] = {
+    "BASE_MODEL": "base.model",
+    "BASE_REVISION": "base.revision",
+    "TRUST_REMOTE_CODE": "base.trust_remote_code",
+    "TRAIN_FILE": "data.train",
+    "EVAL_FILE": "data.eval",
+    "TEST_FILE": "data.test",
+    "TEXT_COLUMN": "data.text_column",
+    "LABEL_COLUMN": "data.label_column",
+    "LABELS": "data.labels",
+    "SYSTEM_PROMPT": "data.system_prompt",
+    "RANK": "method.rank",
+    "ALPHA": "method.alpha",
+    "DROPOUT": "method.dropout",
+    "USE_RSLORA": "method.rslora",
+    "TARGET_MODULES": "method.target_modules",
+    "QUANTIZATION_TYPE": "method.quantization.type",
+    "DOUBLE_QUANTIZATION": "method.quantization.double",
+    "MAX_LENGTH": "training.max_length",
+    "EPOCHS": "training.epochs",
+    "BATCH_SIZE": "training.batch_size",
+    "GRADIENT_ACCUMULATION": "training.gradient_accumulation",
+    "LEARNING_RATE": "training.learning_rate",
+    "SCHEDULE": "training.schedule",
+    "WARMUP": "training.warmup",
+    "OPTIMIZER": "training.optimizer",
+    "WEIGHT_DECAY": "training.weight_decay",
+    "MAX_GRAD_NORM": "training.max_grad_norm",
+    "PRECISION": "training.precision",
+    "GRADIENT_CHECKPOINTING": "training.gradient_checkpointing",
+    "LOGGING_STEPS": "training.logging_steps",
+    "SAVE_STEPS": "training.save_steps",
+    "SEED": "training.seed",
+}
+
+
+def read(script_text: str) -> dict[str, Any]:
+    """The settings that stand in a script as plain JSON-like literals, by name. PeftsmithError if it does not parse."""
+    values = {}
+    for name, node in _assignments(script_text).items():
+        try:
+            value = ast.literal_eval(node.value)
+            json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError, MemoryError, RecursionError):
+            continue
+        values[name] = value
+    return values
+
+
+def unreadable(script_text: str) -> list[str]:
+    """Names of settings that are there but are not plain literals (`RANK = 8 * 2`, `RANK: int = ...` with a call)."""
+    return sorted(set(_assignments(script_text)) - set(read(script_text)))
+
+
+def patch(script_text: str, values: Mapping[str, Any]) -> str:
+    """The script with these settings replaced and everything else left as it is; PeftsmithError when one is not there."""
+    places = _assignments(script_text)
+    raw = script_text.encode("utf-8")
+    starts = [0]
+    for line in raw.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    for name in sorted(values, key=lambda each: -places[each].lineno if each in places else 0):
+        node = places.get(name)
+        if node is None or node.end_lineno is None or node.end_col_offset is None:
+            raise PeftsmithError("The script has no such setting", value=name, next_step="Generate the script again.")
+        begin = starts[node.lineno - 1] + node.col_offset
+        end = starts[node.end_lineno - 1] + node.end_col_offset
+        raw = raw[:begin] + literal.setting(values[name], name).encode("utf-8") + raw[end:]
+    return raw.decode("utf-8")
+
+
+def drift(project: Path, plan: FineTunePlan) -> list[Finding]:
+    """One finding for each script whose settings differ from the plan's, with a patch in either direction.
+
+    `to_plan` maps dotted fields to the script's values (for plan.edit), `to_script` maps the file's setting names to
+    the plan's (for `patch`). Settings that are missing or computed are unknown, not equal.
+    """
+    from peftsmith.project import render
+
+    locked = lock.load(project)
+    findings: list[Finding] = []
+    for file, generated in render.render(plan, locked).items():
+        path = project / file
+        if not file.endswith(".py") or not path.is_file():
+            continue
+        text = files.read_text(path)
+        try:
+            found, computed = read(text), unreadable(text)
+        except PeftsmithError:
+            continue  # vet reports the syntax error itself
+        wanted = read(generated)
+        differing = {name: value for name, value in wanted.items() if name in found and not _same(found[name], value)}
+        if differing:
+            findings.append(
+                finding(
+                    "plan.drift",
+                    f"{file} and plan.yaml disagree on {', '.join(FIELDS[name] for name in differing)}",
+                    file=file,
+                    to_plan={FIELDS[name]: found[name] for name in differing},
+                    to_script={name: value for name, value in differing.items()},
+                )
+            )
+        lost = sorted(name for name in wanted if name not in found)
+        if lost:
+            message = f"{file}: {', '.join(lost)} cannot be read as plain values, so they were not compared with the plan"
+            findings.append(finding("project.settings.unreadable", message, file=file, names=lost, computed=computed))
+    return findings
+
+
+def _assignments(script_text: str) -> dict[str, ast.Assign | ast.AnnAssign]:
+    """Each known setting's last top-level assignment."""
+    try:
+        tree = ast.parse(script_text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise PeftsmithError(f"The script does not parse: {error}", next_step="Mend it or generate it again.") from error
+    found: dict[str, ast.Assign | ast.AnnAssign] = {}
+    for node in tree.body:
+        target: ast.expr | None = None
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target = node.targets[0]
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            target = node.target
+        if isinstance(target, ast.Name) and target.id in FIELDS and isinstance(node, (ast.Assign, ast.AnnAssign)):
+            found[target.id] = node
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal as the plan would read them: 3 and 3.0 are, True and 1 are not."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)

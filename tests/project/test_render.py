@@ -1,0 +1,257 @@
+"""Every valid plan becomes files that read back exactly, and nothing of a plan escapes its place in them."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import subprocess
+import tokenize
+import tomllib
+from io import StringIO
+
+import pytest
+import ruff
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from peftsmith import assets, secrets
+from peftsmith.errors import PeftsmithError
+from peftsmith.plan import flatten
+from peftsmith.project import literal, render, requirements, settings
+from tests.conftest import REPOSITORY
+from tests.project.plans import COMMIT, lock_for, make
+
+HOSTILE = [
+    'x"; import os #',
+    "'''\"\"\"\\",
+    "{{ 7 * 7 }}{% raw %}{# #}",
+    "line\nSECOND = 1\n",
+    "a\\",
+    "\u202e\u200b\ufeff unicode \U0001f600 \u6f22\u5b57",
+    "${HOME} $(id) `id` %s {0}",
+    "```\n# heading\n```",
+    "tab\there",
+]
+QUANTIZED = {"bits": 4, "type": "nf4", "double": True}
+text = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\t\"'\\{}%#`$"), max_size=120)
+
+
+def _ruff(*arguments: str, code: str) -> subprocess.CompletedProcess[str]:
+    argv = [ruff.find_ruff_bin(), *arguments, "--isolated", "--no-cache", "--stdin-filename", "script.py", "-"]
+    return subprocess.run(argv, input=code, capture_output=True, encoding="utf-8", check=False)
+
+
+def _variants():
+    yield make()
+    yield make(data__test=None, data__eval="data/eval.jsonl", data__system_prompt=None)
+    yield make("chat", data__eval="data/eval.jsonl", tracking="tensorboard")
+    for kind, precision, form in itertools.product(("lora", "qlora"), ("fp32", "bf16", "fp16"), ("messages", "prompt_completion")):
+        yield make(
+            "chat",
+            method__kind=kind,
+            method__quantization=QUANTIZED if kind == "qlora" else None,
+            method__rslora=precision == "fp16",
+            training__precision=precision,
+            data__format=form,
+            data__system_prompt="Be brief." if form == "messages" else None,
+        )
+    yield make(method__kind="qlora", method__quantization={**QUANTIZED, "bits": 8}, data__train="a.csv", data__test="b.tsv")
+    yield make(data__train="a.json", data__test="b.json", base__trust_remote_code=True)
+    yield make("chat", data__test=None, base__model="/models/local", base__revision=None)
+
+
+VARIANTS = list(_variants())
+
+
+@pytest.fixture(params=range(len(VARIANTS)), scope="module")
+def rendered(request):
+    wanted = VARIANTS[request.param]
+    folder = None if wanted.base.revision else wanted.base.model
+    return wanted, render.render(wanted, lock_for(wanted, folder))
+
+
+def test_scripts_are_formatted_and_clean(rendered, tmp_path):
+    _, files = rendered
+    scripts = [name for name in files if name.endswith(".py")]
+    for name in scripts:
+        (tmp_path / name).write_text(files[name], encoding="utf-8")
+    rules = ["--select", "E,F,B,S,I,UP,SIM,RUF,C4", "--ignore", "E501,S311"]
+    for arguments in (["format", "--check"], ["check", *rules]):
+        argv = [ruff.find_ruff_bin(), *arguments, "--isolated", "--no-cache", *scripts]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_settings_are_the_plans_values(rendered):
+    wanted, files = rendered
+    flat = flatten(wanted)
+    for name, code in files.items():
+        if not name.endswith(".py") or name == "progress.py":
+            continue
+        found = settings.read(code)
+        assert found["BASE_MODEL"] == wanted.base.model
+        assert settings.unreadable(code) == []
+        for setting, value in found.items():
+            assert value == flat[settings.FIELDS[setting]], (name, setting)
+            used = [token for token in tokenize.generate_tokens(StringIO(code).readline) if token.string == setting]
+            assert len(used) >= 2, f"{name} never uses {setting}"
+    assert {"RANK", "LEARNING_RATE", "TRAIN_FILE", "PRECISION"} <= set(settings.read(files["train.py"]))
+
+
+def test_only_what_the_plan_needs(rendered):
+    wanted, files = rendered
+    assert ("BitsAndBytesConfig" in files["train.py"]) == (wanted.method.kind == "qlora")
+    assert ("evaluate.py" in files) == bool(wanted.data.test or wanted.data.eval)
+    assert ("bitsandbytes==" in files["requirements.txt"]) == (wanted.method.kind == "qlora")
+    assert ("scikit-learn==" in files["requirements.txt"]) == (wanted.task == "classification")
+    assert ("LABELS" in files["train.py"]) == (wanted.task == "classification")
+    assert ("eval_strategy" in files["train.py"]) == bool(wanted.data.eval)
+    assert "BitsAndBytesConfig" not in files["merge.py"]
+    assert ("HF_TOKEN=your_hugging_face_token_here" in files[".env.example"]) == bool(wanted.base.revision)
+    for name, content in files.items():
+        assert "peftsmith" not in content, name
+        assert secrets.find_in_text(content) == [], name
+        assert "{{" not in content.replace("{{,", "") and "{%" not in content, name
+    assert len(files["progress.py"].splitlines()) <= 60
+
+
+def test_requirements_are_pinned_with_hashes_and_torch_by_version():
+    content = render.render(make(), lock_for(make()))["requirements.txt"]
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==", content, re.MULTILINE)
+    assert {"transformers", "peft", "trl", "datasets", "accelerate"} <= set(pins) and "torch" not in pins
+    blocks = re.split(r"^(?=[A-Za-z0-9._-]+==)", content, flags=re.MULTILINE)[1:]
+    assert all("--hash=sha256:" in block for block in blocks)
+    assert f"torch=={requirements.torch_version()}" in content
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert f"torch=={requirements.torch_version()}" in project["project"]["optional-dependencies"]["train"]
+
+
+def test_a_hub_models_commit_comes_from_the_lock_where_the_plan_has_none():
+    wanted = make(base__revision=None)
+    pinned = lock_for(wanted).model_copy(update={"base": {"model": "owner/model", "commit": COMMIT, "folder": None}})
+    assert settings.read(render.render(wanted, pinned)["merge.py"])["BASE_REVISION"] == COMMIT
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_hostile_text_is_an_inert_literal(value):
+    _inert(value)
+
+
+@given(value=text)
+@examples(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_text_is_an_inert_literal(value):
+    _inert(value)
+
+
+def _inert(value: str) -> None:
+    """The script with `value` in every free field has the same tree as one with harmless text, but for the literals."""
+    harmless = _with("harmless")
+    fields = _with(value)
+    plain = value.strip() and not any(ord(c) < 32 and c not in "\n\t\r" or ord(c) == 127 for c in value)
+    try:
+        wanted = make(**fields)
+    except PeftsmithError:
+        return
+    assert plain or not value.strip()
+    expected = render.render(make(**harmless), lock_for(make(**harmless)))
+    files = render.render(wanted, lock_for(wanted))
+    assert files.keys() == expected.keys()
+    for name in files:
+        if name.endswith(".py"):
+            assert _shape(files[name]) == _shape(expected[name]), name
+            found = settings.read(files[name])
+            for setting in found:
+                assert found[setting] == flatten(wanted)[settings.FIELDS[setting]]
+    assert settings.read(files["train.py"])["SYSTEM_PROMPT"] == value + "."
+    assert _ruff("format", code=files["train.py"]).stdout == files["train.py"]
+    body = files["README.md"]
+    assert len(body.splitlines()) == len(expected["README.md"].splitlines())
+    assert body.count("```") == expected["README.md"].count("```")
+
+
+def _with(value: str) -> dict[str, object]:
+    return {
+        "base__model": value + "m",
+        "data__system_prompt": value + ".",
+        "data__text_column": value + "t",
+        "data__label_column": value + "l",
+        "data__labels": [value + "1", value + "2", "third"],
+        "method__target_modules": [value + "q", "v_proj"],
+    }
+
+
+def _shape(code: str) -> str:
+    """The syntax tree with every string and list of strings made alike, and docstrings gone."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in settings.FIELDS:
+            ast.literal_eval(node.value)
+            node.value = ast.Constant(None)
+    return ast.dump(tree)
+
+
+@pytest.mark.parametrize("path", ["../rows.jsonl", "/etc/rows.jsonl", "rows.parquet", "a/../../b.csv", "rows"])
+def test_data_outside_the_project_or_of_another_kind_is_refused(path):
+    wanted = make(data__train=path)
+    with pytest.raises(PeftsmithError):
+        render.render(wanted, lock_for(wanted))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
+        lambda inner: st.lists(inner, max_size=12) | st.dictionaries(text, inner, max_size=4),
+        max_leaves=20,
+    )
+)
+@examples(max_examples=150, deadline=None)
+def test_a_setting_reads_back_equal(value):
+    try:
+        line = literal.setting(value, "SETTING")
+    except PeftsmithError as error:
+        assert "deeply" in str(error)
+        return
+    tree = ast.parse(line)
+    assert len(tree.body) == 1 and isinstance(tree.body[0], ast.Assign)
+    found = ast.literal_eval(tree.body[0].value)
+    assert found == value and repr(found) == repr(value)
+
+
+@given(text | st.lists(text, max_size=8) | st.floats(allow_nan=False, allow_infinity=False))
+@examples(max_examples=40, deadline=None)
+def test_a_setting_is_laid_out_as_ruff_does_it(value):
+    code = literal.setting(value, "SETTING") + "\n"
+    assert _ruff("format", code=code).stdout == code
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", {1: 2}, object(), (1, 2)])
+def test_what_is_no_plain_value_is_refused(value):
+    with pytest.raises(PeftsmithError):
+        literal.literal(value)
+
+
+@pytest.mark.parametrize("value", ["Upper", "a b", "", "x\n", "-a", 3, "a" * 64])
+def test_names_match_their_pattern(value):
+    with pytest.raises(PeftsmithError):
+        literal.name(value)
+
+
+def test_a_template_cannot_print_an_unfiltered_value():
+    environment = render._environment()
+    facts = {"value": 'x"; import os #', "plan": {"name": "tickets"}}
+    assert environment.from_string("{{ value | literal }}").render(facts) == "'x\"; import os #'"
+    for source in ("{{ value }}", "{{ plan.name }}", "{{ value | literal ~ value }}", "{{ missing }}"):
+        with pytest.raises(Exception, match="unfiltered|undefined"):
+            environment.from_string(source).render(facts)
+    with pytest.raises(Exception, match="undefined|unsafe"):
+        environment.from_string("{{ value.__class__.__mro__ | literal }}").render(facts)
+
+
+def test_every_template_is_used():
+    folder = assets.folder("templates")
+    sources = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in folder.rglob("*.j2")}
+    named = set(render._PLAIN_FILES.values()) | {"evaluate_chat.py.j2", "evaluate_classification.py.j2"}
+    named |= {name for source in sources.values() for name in re.findall(r'include "([^"]+)"', source)}
+    assert named == set(sources)

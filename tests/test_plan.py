@@ -1,0 +1,128 @@
+"""plan.yaml: strict fields, YAML 1.2, comments kept, migrations, helpful faults."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peftsmith import plan
+from peftsmith.errors import PeftsmithError
+
+KEPT_PLANS = Path(__file__).parent / "plans"
+
+
+def good(**changes) -> plan.FineTunePlan:
+    document = {
+        "schema_version": 1,
+        "name": "tickets",
+        "task": "classification",
+        "base": {"model": "owner/name", "revision": "a" * 40},
+        "data": {"train": "data/train.jsonl", "format": "classification", "labels": ["a", "b"]},
+        **changes,
+    }
+    return plan.validate(document)
+
+
+def test_dump_and_parse_are_inverse_and_comments_stand_beside_their_field():
+    text = plan.dump(good(), {"method.rank": "capacity\nrule # 1"})
+    assert plan.parse(text) == good()
+    assert "rank: 16  # capacity rule # 1" in text
+
+
+def test_yaml_is_1_2():
+    text = (
+        plan.dump(good()).replace("learning_rate: 0.0002", "learning_rate: 2e-4").replace("name: tickets", "name: off")
+    )
+    parsed = plan.parse(text)
+    assert parsed.training.learning_rate == 2e-4
+    assert parsed.name == "off"
+
+
+def test_edit_keeps_comments_and_refuses_what_is_not_a_plan():
+    text = plan.dump(good(), {"training.seed": "any number"})
+    edited = plan.edit(text, {"training.learning_rate": 1e-3, "method.rank": 8})
+    assert "# any number" in edited
+    assert plan.parse(edited).method.rank == 8
+    with pytest.raises(PeftsmithError, match=r"method\.rank"):
+        plan.edit(text, {"method.rank": 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("rank: 16", "unknown key 'method.rnak', did you mean 'rank'"),
+        ("seed: 0", "training.seed"),
+        ("schema_version: 1", "newer schema"),
+        ("name: tickets", "name"),
+        ("kind: lora", "qlora needs method.quantization"),
+        ("revision: " + "a" * 40, "base.revision"),
+    ],
+)
+def test_faults_are_named(change, said):
+    wrong = {
+        "rank: 16": "rnak: 16",
+        "seed: 0": "seed: off",
+        "schema_version: 1": "schema_version: 99",
+        "name: tickets": 'name: "a; import os"',
+        "kind: lora": "kind: qlora",
+        "revision: " + "a" * 40: "revision: main",
+    }[change]
+    text = plan.dump(good())
+    assert change in text
+    with pytest.raises(PeftsmithError) as caught:
+        plan.parse(text.replace(change, wrong))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- 1", "a: &x 1\nb: *x", "a: [", "!!python/object:os.system {}", "\x00", "[" * 5000]
+)
+def test_what_is_no_plan_is_refused(text):
+    with pytest.raises(PeftsmithError):
+        plan.parse(text)
+
+
+def test_remote_code_needs_a_pinned_commit():
+    with pytest.raises(PeftsmithError, match="pinned commit"):
+        good(base={"model": "owner/name", "trust_remote_code": True})
+
+
+@given(st.text(max_size=60))
+def test_any_text_survives_or_is_refused(text):
+    try:
+        written = good(
+            data={"train": "t.jsonl", "format": "classification", "labels": ["a", "b"], "system_prompt": text}
+        )
+    except PeftsmithError as error:
+        assert "control characters" in str(error)
+    else:
+        assert plan.parse(plan.dump(written)).data.system_prompt == text
+
+
+def test_a_document_migrates_one_version_at_a_time(monkeypatch):
+    monkeypatch.setitem(
+        plan.MIGRATIONS, 0, lambda old: {**{k: v for k, v in old.items() if k != "title"}, "name": old["title"]}
+    )
+    document = json.loads(json.dumps(good().model_dump(mode="json")))
+    old = {**{k: v for k, v in document.items() if k != "name"}, "schema_version": 0, "title": "tickets"}
+    assert plan.validate(plan.migrate(old)) == good()
+    monkeypatch.delitem(plan.MIGRATIONS, 0)
+    with pytest.raises(PeftsmithError, match="No migration"):
+        plan.migrate(old)
+
+
+@pytest.mark.parametrize("kept", sorted(KEPT_PLANS.glob("v*.yaml")), ids=lambda path: path.stem)
+def test_plans_of_every_version_still_load(kept):
+    assert plan.load(kept).schema_version == plan.SCHEMA_VERSION
+
+
+def test_a_plan_of_the_present_version_is_kept():
+    assert (KEPT_PLANS / f"v{plan.SCHEMA_VERSION}.yaml").exists()
+
+
+def test_field_names_include_nested_parts():
+    names = plan.flatten_fields(plan.FineTunePlan)
+    assert {"method.rank", "method.quantization.bits", "training.learning_rate"} <= set(names)
+    assert set(plan.flatten(good())) <= set(names)
