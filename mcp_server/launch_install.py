@@ -50,7 +50,8 @@ def data_folder() -> Path:
     """Where the environment and the logs lie: the plugin's own data folder, else peftsmith's cache."""
     chosen = os.environ.get("CLAUDE_PLUGIN_DATA") or os.environ.get("PEFTSMITH_HOME")
     cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(chosen) if chosen else (Path(cache) if cache else Path.home() / ".cache") / "peftsmith"
+    folder = Path(chosen) if chosen else (Path(cache) if cache else Path.home() / ".cache") / "peftsmith"
+    return folder.absolute()
 
 
 def interpreter_of(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Where the shipped files lie that are not Python: templates/ and requirements/.
+"""Where the shipped files lie that are not Python: templates/, requirements/ and docs/security/.
 
 Knows: beside the package in a wheel, at the repository's root in a checkout or a plugin.
 Does not know: what is in them.
@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def folder(name: str) -> Path:
-    """The folder `templates` or `requirements`, wherever this copy of peftsmith keeps it."""
+    """The folder `templates`, `requirements` or `docs/security`, wherever this copy of peftsmith keeps it."""
     for parent in (_PACKAGE, _PACKAGE.parent.parent):
         if (parent / name).is_dir():
             return parent / name

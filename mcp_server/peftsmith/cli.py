@@ -81,7 +81,8 @@ def _add_parameters(command: argparse.ArgumentParser, operation: Operation) -> N
         kind, choices, description = _kind(hints[name])
         required = parameter.default is parameter.empty
         if required:
-            command.add_argument(name, choices=choices, type=kind, help=description)
+            choice = f"{', '.join(choices)}. " if choices else ""
+            command.add_argument(name, choices=choices, type=kind, metavar=name, help=choice + description)
         elif kind is bool:
             action = argparse.BooleanOptionalAction
             command.add_argument(_option(name), action=action, default=parameter.default, help=description)

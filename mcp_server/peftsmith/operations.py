@@ -200,8 +200,7 @@ def plan_finetune(
     what would change it for every recommended value. Costs nothing."""
     from peftsmith.advise import planner
 
-    made = planner.make(
-        files.resolve(project, must_exist=False),
+    wish = planner.Wish(
         model=model,
         data=files.resolve(data),
         test=files.resolve(test) if test else None,
@@ -213,6 +212,7 @@ def plan_finetune(
         text_column=text_column,
         label_column=label_column,
     )
+    made = planner.make(files.resolve(project, must_exist=False), wish)
     return _result(made.findings, plan=made.plan.model_dump(mode="json"), why=made.why, estimate=made.estimate)
 
 

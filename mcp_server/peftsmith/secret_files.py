@@ -112,9 +112,8 @@ def _walk(path: Path) -> Iterator[tuple[Path, str]]:
             file = here / name
             mode = file.lstat().st_mode
             yield file, "symbolic links" if stat.S_ISLNK(mode) else "" if stat.S_ISREG(mode) else "special files"
-        for error in broken:
-            yield Path(str(error.filename)), "unreadable"
-        broken.clear()
+    for error in broken:
+        yield Path(str(error.filename)), "unreadable"
 
 
 def _decode(raw: bytes) -> str | None:

@@ -38,7 +38,6 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         "HOME": str(home),
         "TERM": "dumb",
         "LANG": "C.UTF-8",
-        "TMPDIR": str(home),
         "ANTHROPIC_API_KEY": "dummy",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_AUTOUPDATER": "1",
@@ -95,5 +94,5 @@ def converse(
     if api.failure:
         raise api.failure
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    init = next((event for event in events if event.get("subtype") == "init"), {})
+    init: dict[str, Any] = next((event for event in events if event.get("subtype") == "init"), {})
     return Outcome(done.returncode, init, done.stderr, done.stdout)

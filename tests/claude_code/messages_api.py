@@ -147,6 +147,7 @@ def _message(blocks: list[Block]) -> dict[str, Any]:
 def _events(blocks: list[Block]) -> list[dict[str, Any]]:
     whole = _message(blocks)
     events: list[dict[str, Any]] = [{"type": "message_start", "message": {**whole, "content": [], "stop_reason": None}}]
+    empty: Block
     for index, block in enumerate(blocks):
         if block["type"] == "text":
             empty, delta = {"type": "text", "text": ""}, {"type": "text_delta", "text": block["text"]}

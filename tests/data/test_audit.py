@@ -404,7 +404,7 @@ def test_ten_thousand_rows_in_seconds(tmp_path, smollm2):
         for number in range(10_000)
     ]
     path = write(tmp_path, rows)
-    began = time.monotonic()
+    began = time.process_time()  # of all threads: wall time depends on who else is busy
     report = audit(path, model=str(smollm2))
     assert report.usable_rows == 10_000
-    assert time.monotonic() - began < 60  # about 8 s on two free cores
+    assert time.process_time() - began < 25  # about 9 s, on two cores half of it

@@ -22,9 +22,7 @@ TEXTS = {
 
 def rows(count: int) -> list[dict[str, str]]:
     """Two labels in turn, every text different."""
-    return [
-        {"text": f"{TEXTS[LABELS[number % 2]]} {number}", "label": LABELS[number % 2]} for number in range(count)
-    ]
+    return [{"text": f"{TEXTS[LABELS[number % 2]]} {number}", "label": LABELS[number % 2]} for number in range(count)]
 
 
 def write_rows(path: Path, values: list[dict[str, Any]]) -> None:
@@ -33,7 +31,7 @@ def write_rows(path: Path, values: list[dict[str, Any]]) -> None:
 
 
 def make_project(folder: Path, model: Path, **changes: dict[str, Any]) -> Path:
-    """Write plan, lock, data and scripts into `folder`; `changes` go over the plan's parts (method=..., training=...)."""
+    """Write plan, lock, data and scripts into `folder`; `changes` go over the plan's parts (method=...)."""
     write_rows(folder / "data" / "train.jsonl", rows(24))
     write_rows(folder / "data" / "test.jsonl", rows(6))
     document: dict[str, Any] = {

@@ -38,7 +38,9 @@ def test_a_good_project_gets_a_digest_and_the_same_one_again(project, training_p
     assert again.proofs["twin"]["cached"]
 
 
-@pytest.mark.parametrize("changed", ["train.py", "progress.py", "README.md", "plan.yaml", "plan.lock.json", "data/train.jsonl"])
+@pytest.mark.parametrize(
+    "changed", ["train.py", "progress.py", "README.md", "plan.yaml", "plan.lock.json", "data/train.jsonl"]
+)
 def test_any_change_after_the_check_voids_the_digest(project, changed):
     checked = check.check(project, twin=False)
     assert checked.digest is not None
@@ -74,7 +76,9 @@ def test_changed_rows_are_taken_over_and_named(project):
     write_rows(project / "data" / "train.jsonl", rows(30))
     checked = check.check(project, twin=False)
     changed = [each for each in checked.findings if each.id == "project.data.changed"]
-    assert [(each.severity, each.evidence["split"], each.evidence["rows"]) for each in changed] == [("info", "train", 30)]
+    assert [(each.severity, each.evidence["split"], each.evidence["rows"]) for each in changed] == [
+        ("info", "train", 30)
+    ]
     locked = lock.load(project)
     assert locked.data["train"] == lock.DataFile(
         path="data/train.jsonl", sha256=files.sha256_file(project / "data" / "train.jsonl"), rows=30
@@ -118,9 +122,7 @@ def test_a_plan_without_scripts_is_told_to_generate_them(project):
 
 
 def test_an_edited_plan_is_drift_until_the_scripts_are_made_again(project):
-    files.write_text(
-        project / plan.PLAN_FILE, plan.edit(files.read_text(project / plan.PLAN_FILE), {"method.rank": 8})
-    )
+    files.write_text(project / plan.PLAN_FILE, plan.edit(files.read_text(project / plan.PLAN_FILE), {"method.rank": 8}))
     checked = check.check(project, twin=False)
     assert "plan.drift" in errors(checked)
     assert checked.digest is None

@@ -47,7 +47,9 @@ def _variants():
     yield make()
     yield make(data__test=None, data__eval="data/eval.jsonl", data__system_prompt=None)
     yield make("chat", data__eval="data/eval.jsonl", tracking="tensorboard")
-    for kind, precision, form in itertools.product(("lora", "qlora"), ("fp32", "bf16", "fp16"), ("messages", "prompt_completion")):
+    for kind, precision, form in itertools.product(
+        ("lora", "qlora"), ("fp32", "bf16", "fp16"), ("messages", "prompt_completion")
+    ):
         yield make(
             "chat",
             method__kind=kind,
@@ -57,7 +59,9 @@ def _variants():
             data__format=form,
             data__system_prompt="Be brief." if form == "messages" else None,
         )
-    yield make(method__kind="qlora", method__quantization={**QUANTIZED, "bits": 8}, data__train="a.csv", data__test="b.tsv")
+    yield make(
+        method__kind="qlora", method__quantization={**QUANTIZED, "bits": 8}, data__train="a.csv", data__test="b.tsv"
+    )
     yield make(data__train="a.json", data__test="b.json", base__trust_remote_code=True)
     yield make("chat", data__test=None, base__model="/models/local", base__revision=None)
 
@@ -149,7 +153,7 @@ def _inert(value: str) -> None:
     """The script with `value` in every free field has the same tree as one with harmless text, but for the literals."""
     harmless = _with("harmless")
     fields = _with(value)
-    plain = value.strip() and not any(ord(c) < 32 and c not in "\n\t\r" or ord(c) == 127 for c in value)
+    plain = value.strip() and not any((ord(c) < 32 and c not in "\n\t\r") or ord(c) == 127 for c in value)
     try:
         wanted = make(**fields)
     except PeftsmithError:
@@ -186,7 +190,11 @@ def _shape(code: str) -> str:
     """The syntax tree with every string and list of strings made alike, and docstrings gone."""
     tree = ast.parse(code)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in settings.FIELDS:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id in settings.FIELDS
+        ):
             ast.literal_eval(node.value)
             node.value = ast.Constant(None)
     return ast.dump(tree)
@@ -243,9 +251,9 @@ def test_a_template_cannot_print_an_unfiltered_value():
     facts = {"value": 'x"; import os #', "plan": {"name": "tickets"}}
     assert environment.from_string("{{ value | literal }}").render(facts) == "'x\"; import os #'"
     for source in ("{{ value }}", "{{ plan.name }}", "{{ value | literal ~ value }}", "{{ missing }}"):
-        with pytest.raises(Exception, match="unfiltered|undefined"):
+        with pytest.raises(Exception, match=r"unfiltered|undefined"):
             environment.from_string(source).render(facts)
-    with pytest.raises(Exception, match="undefined|unsafe"):
+    with pytest.raises(Exception, match=r"undefined|unsafe"):
         environment.from_string("{{ value.__class__.__mro__ | literal }}").render(facts)
 
 

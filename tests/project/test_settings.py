@@ -69,7 +69,9 @@ def test_an_edited_plan_drifts_from_the_scripts(project):
     assert all(each.evidence["to_script"] == {"SEED": 7} for each in found)
 
 
-@pytest.mark.parametrize("line", ["RANK = 2 * 2", "RANK = int('4')", "rank = 4", "RANK = {1, 2}", "RANK = float('nan')"])
+@pytest.mark.parametrize(
+    "line", ["RANK = 2 * 2", "RANK = int('4')", "rank = 4", "RANK = {1, 2}", "RANK = float('nan')"]
+)
 def test_a_computed_or_missing_setting_is_unknown(project, line):
     _change(project / "train.py", "RANK = 4", line)
     found = settings.drift(project, plan.load(project))
@@ -90,7 +92,8 @@ def test_the_last_assignment_counts_and_annotations_are_read():
 
 
 def test_a_patch_replaces_any_layout_and_keeps_the_rest():
-    script = '# \u00e9\nTARGET_MODULES = [  # these\n    "a",\n    "b",\n]\nSYSTEM_PROMPT = (\n    "x "\n    "y"\n)  # end\nSEED = 1\n'
+    script = '# \u00e9\nTARGET_MODULES = [  # these\n    "a",\n    "b",\n]\n'
+    script += 'SYSTEM_PROMPT = (\n    "x "\n    "y"\n)  # end\nSEED = 1\n'
     patched = settings.patch(script, {"TARGET_MODULES": "all-linear", "SYSTEM_PROMPT": "q", "SEED": 2})
     assert patched == '# \u00e9\nTARGET_MODULES = "all-linear"\nSYSTEM_PROMPT = "q"  # end\nSEED = 2\n'
     with pytest.raises(PeftsmithError, match="no such setting"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -33,6 +34,16 @@ def find_uv() -> str | None:
         if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
             return found
     return None
+
+
+def link(name, digest):
+    return f'<a href="/files/{name}#sha256={digest}" data-core-metadata="true">{name}</a>'
+
+
+def metadata(wheel: Path) -> bytes:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (entry for entry in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", entry))
+        return archive.read(name)
 
 
 class Line:
@@ -65,7 +76,7 @@ def wheels(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def index(wheels):
-    """A package index on loopback (PEP 503) that serves `wheels` at 1 MB/s in all."""
+    """A package index on loopback (PEP 503, with PEP 658 metadata) that serves `wheels` at 1 MB/s in all."""
     by_project = {}
     for path in wheels.iterdir():
         name = re.sub(r"[-_.]+", "-", path.name.split("-")[0]).lower()
@@ -81,8 +92,14 @@ def index(wheels):
         def do_GET(self):
             part = unquote(self.path).strip("/").split("/")
             if part[0] == "simple" and part[-1] in by_project:
-                links = [f'<a href="/files/{name}#sha256={digest}">{name}</a>' for name, digest in by_project[part[-1]]]
+                links = [link(name, digest) for name, digest in by_project[part[-1]]]
                 self.reply(200, "\n".join(["<!DOCTYPE html><html><body>", *links, "</body></html>"]).encode())
+            elif (
+                part[0] == "files"
+                and (wheels / part[-1].removesuffix(".metadata")).is_file()
+                and ".metadata" in part[-1]
+            ):
+                self.reply(200, metadata(wheels / part[-1].removesuffix(".metadata")), "text/plain")
             elif part[0] == "files" and (wheels / part[-1]).is_file():
                 self.reply(200, (wheels / part[-1]).read_bytes(), "application/octet-stream")
             else:
@@ -95,9 +112,12 @@ def index(wheels):
             self.end_headers()
             if self.command == "HEAD":
                 return
-            for start in range(0, len(body), PIECE):
-                line.take(len(body[start : start + PIECE]))
-                self.wfile.write(body[start : start + PIECE])
+            try:
+                for start in range(0, len(body), PIECE):
+                    line.take(len(body[start : start + PIECE]))
+                    self.wfile.write(body[start : start + PIECE])
+            except ConnectionError:  # the installer has seen enough
+                self.close_connection = True
 
         def log_message(self, *arguments):
             pass

@@ -18,12 +18,29 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 
 if TYPE_CHECKING:
+    from peftsmith.data.audit import Report
     from peftsmith.machine.hardware import Hardware
     from peftsmith.model.anatomy import Anatomy
 
 # Left to the system and the page cache when training on the CPU, and to other processes on a GPU.
 SHARE_OF_MEMORY = 0.9
 _MANY_LABELS = 50
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user said: base model, rows, and what is to be done differently from the recommendation."""
+
+    model: str
+    data: Path
+    test: Path | None = None
+    revision: str | None = None
+    method: recommend.Kind | None = None
+    serving: str = "transformers"
+    memory_gib: float | None = None
+    system_prompt: str | None = None
+    text_column: str = "text"
+    label_column: str = "label"
 
 
 @dataclass(frozen=True)
@@ -34,91 +51,37 @@ class Made:
     findings: list[Finding]
 
 
-def make(
-    project: Path,
-    *,
-    model: str,
-    data: Path,
-    test: Path | None,
-    revision: str | None,
-    method: str | None,
-    serving: str,
-    memory_gib: float | None,
-    system_prompt: str | None,
-    text_column: str,
-    label_column: str,
-) -> Made:
-    """Inspect, recommend, write plan.yaml and plan.lock.json into `project` with the data beside them."""
-    from peftsmith.data import audit
-    from peftsmith.machine import environment, hardware
-    from peftsmith.model import anatomy
+def make(project: Path, wish: Wish) -> Made:
+    """Inspect, recommend, write plan.yaml and plan.lock.json into `project` with the data beside them.
 
-    if (project / plan.PLAN_FILE).exists():
-        raise PeftsmithError(
-            "This folder already holds a plan",
-            value=str(project),
-            next_step="Edit its plan.yaml, or take a new folder.",
-        )
-    if project.is_file():
-        raise PeftsmithError("The project must be a folder", value=str(project), next_step="Take another name.")
-    body = anatomy.inspect(model, revision)
-    refused = [each for each in body.findings if each.severity == "error"]
-    if refused:
-        raise PeftsmithError(refused[0].message, value=model, next_step=refused[0].fix)
-    report = audit.audit(
-        data,
-        model=model,
-        test=test,
-        max_length=body.max_positions or 1 << 20,
-        text_column=text_column,
-        label_column=label_column,
-        system_prompt=system_prompt,
-    )
-    if not report.usable_rows:
-        raise PeftsmithError(
-            "No row of the data can be used", value=str(data), next_step="See audit_dataset's findings."
-        )
-    machine = hardware.probe(_existing(project))
-    device = _device(machine, memory_gib)
+    Raises PeftsmithError, leaving nothing behind, for a folder that is in use, a base model that is not supported, and
+    rows that training could not use.
+    """
+    from peftsmith.machine import environment, hardware
+
+    _refuse_used(project)
+    body = _base_model(wish)
+    system_prompt, report = _rows(wish, body)
+    device = _device(hardware.probe(_existing(project)), wish.memory_gib)
     facts = recommend.Rows(
         count=report.usable_rows,
         longest=report.tokens["max"] if report.tokens else None,
         loss_tokens=report.loss_tokens,
     )
-    advice = recommend.recommend(body, facts, device, method=method)
-    labels = sorted(report.labels) if report.format == "classification" else []
-    made = plan.validate(
-        {
-            "schema_version": plan.SCHEMA_VERSION,
-            "name": _name(project),
-            "task": "classification" if labels else "chat",
-            "base": {"model": _portable_model(model, body), "revision": body.commit},
-            "data": {
-                "train": f"data/train{data.suffix}",
-                "test": f"data/test{test.suffix}" if test else None,
-                "format": report.format,
-                "text_column": text_column,
-                "label_column": label_column,
-                "labels": labels,
-                "system_prompt": system_prompt or _instruction(labels),
-            },
-            "method": advice.method,
-            "training": advice.training,
-            "serving": serving,
-        }
-    )
-    usable = [each for each in environment.find(_existing(project)) if each.usable]
-    estimate = advice.estimate.to_json()
+    advice = recommend.recommend(body, facts, device, method=wish.method)
+    made = _plan(project, wish, body, report, system_prompt, advice)
     text = plan.dump(made, {field: reason.reason for field, reason in advice.why.items()})
-    sources = {made.data.train: data} | ({made.data.test: test} if made.data.test and test else {})
+    environments = environment.find(_existing(project))
+    usable = next((each for each in environments if each.usable), None)
+    sources = {made.data.train: wish.data} | ({made.data.test: wish.test} if made.data.test and wish.test else {})
     locked = lock.Lock(
         peftsmith=__version__,
         plan_sha256=files.sha256_text(text),
         base=_base(body),
-        data=_data_files(made, sources, report.rows),
-        versions={name: found for name, found in usable[0].versions.items() if found} if usable else {},
-        interpreter=usable[0].interpreter if usable else None,
-        estimate=estimate,
+        data=_data_files(made, sources),
+        versions={name: found for name, found in usable.versions.items() if found} if usable else {},
+        interpreter=usable.interpreter if usable else None,
+        estimate=advice.estimate.to_json(),
         why=advice.why,
         files={},
     )
@@ -126,10 +89,88 @@ def make(
     findings = [*body.findings, *report.findings, *advice.findings, *rules.check(made, body)]
     if facts.count < recommend.FEWEST_ROWS:
         findings.append(finding("advise.data.too_small", rows=facts.count))
-    if not usable:
-        findings += environment.judge([])
+    if usable is None:
+        findings += environment.judge(environments)
     return Made(
-        made, {field: reason.model_dump(mode="json") for field, reason in advice.why.items()}, estimate, findings
+        made, {field: reason.model_dump(mode="json") for field, reason in advice.why.items()}, locked.estimate, findings
+    )
+
+
+def _refuse_used(project: Path) -> None:
+    if project.exists() and not project.is_dir():
+        raise PeftsmithError("The project must be a folder", value=str(project), next_step="Take another name.")
+    if (project / plan.PLAN_FILE).exists():
+        raise PeftsmithError(
+            "This folder already holds a plan",
+            value=str(project),
+            next_step="Edit its plan.yaml, or take a new folder.",
+        )
+
+
+def _base_model(wish: Wish) -> Anatomy:
+    from peftsmith.model import anatomy
+
+    body = anatomy.inspect(wish.model, wish.revision)
+    refused = [each for each in body.findings if each.severity == "error"]
+    if refused:
+        raise PeftsmithError(refused[0].message, value=wish.model, next_step=refused[0].fix)
+    return body
+
+
+def _rows(wish: Wish, body: Anatomy) -> tuple[str | None, Report]:
+    """The system prompt that rows will have, and the audit of the rows with it: lengths include the instruction."""
+    from peftsmith.data import audit, formats
+
+    detected = formats.detect(wish.data, wish.text_column, wish.label_column)
+    labels = sorted(detected.labels) if detected.format == "classification" else []
+    system_prompt = wish.system_prompt or _instruction(labels)
+    report = audit.audit(
+        wish.data,
+        model=wish.model,
+        revision=wish.revision,
+        test=wish.test,
+        max_length=body.max_positions or 1 << 20,
+        text_column=wish.text_column,
+        label_column=wish.label_column,
+        system_prompt=system_prompt,
+    )
+    if report.usable_rows < report.rows or not report.rows:
+        raise PeftsmithError(
+            f"{report.rows - report.usable_rows} of {report.rows} rows cannot be trained on",
+            value=str(wish.data),
+            next_step="audit_dataset names them; prepare_dataset puts them aside and writes the rest.",
+        )
+    return system_prompt, report
+
+
+def _plan(
+    project: Path,
+    wish: Wish,
+    body: Anatomy,
+    report: Report,
+    system_prompt: str | None,
+    advice: recommend.Recommendation,
+) -> plan.FineTunePlan:
+    labels = sorted(report.labels) if report.format == "classification" else []
+    return plan.validate(
+        {
+            "schema_version": plan.SCHEMA_VERSION,
+            "name": _name(project),
+            "task": "classification" if labels else "chat",
+            "base": {"model": _portable_model(wish.model, body), "revision": body.commit},
+            "data": {
+                "train": f"data/train{wish.data.suffix.lower()}",
+                "test": f"data/test{wish.test.suffix.lower()}" if wish.test else None,
+                "format": report.format,
+                "text_column": wish.text_column,
+                "label_column": wish.label_column,
+                "labels": labels,
+                "system_prompt": system_prompt,
+            },
+            "method": advice.method,
+            "training": advice.training,
+            "serving": wish.serving,
+        }
     )
 
 
@@ -177,7 +218,7 @@ def _base(body: Anatomy) -> dict[str, Any]:
     }
 
 
-def _data_files(made: plan.FineTunePlan, sources: dict[str, Path], rows: int) -> dict[str, lock.DataFile]:
+def _data_files(made: plan.FineTunePlan, sources: dict[str, Path]) -> dict[str, lock.DataFile]:
     from peftsmith.data import formats
 
     splits = {"train": made.data.train} | ({"test": made.data.test} if made.data.test else {})
@@ -185,7 +226,7 @@ def _data_files(made: plan.FineTunePlan, sources: dict[str, Path], rows: int) ->
         split: lock.DataFile(
             path=path,
             sha256=files.sha256_file(sources[path]),
-            rows=rows if split == "train" else sum(1 for _ in formats.read_rows(sources[path])),
+            rows=sum(1 for _ in formats.read_rows(sources[path])),
         )
         for split, path in splits.items()
     }

@@ -22,6 +22,7 @@ EFFECTIVE_BATCH = 16
 FEWEST_ROWS = 50
 ALPHA = 32
 Precision = Literal["fp32", "bf16", "fp16"]
+Kind = Literal["lora", "qlora"]
 GIB = 1 << 30
 
 
@@ -54,7 +55,7 @@ class Recommendation:
     findings: tuple[Finding, ...]
 
 
-def recommend(anatomy: Anatomy, rows: Rows, device: Device, *, method: str | None = None) -> Recommendation:
+def recommend(anatomy: Anatomy, rows: Rows, device: Device, *, method: Kind | None = None) -> Recommendation:
     """Values for a plan on this model, data and device; `method` overrules the choice between lora and qlora."""
     from peftsmith.model import memory, targets
 
@@ -67,7 +68,7 @@ def recommend(anatomy: Anatomy, rows: Rows, device: Device, *, method: str | Non
         rank=rank,
         targets="all-linear",
         batch_size=_first_batch(rows),
-        sequence_length=max_length,
+        sequence_length=min(rows.longest or max_length, max_length),
         precision=precision,
         gradient_checkpointing=False,
         device=device.kind,
@@ -127,12 +128,12 @@ def recommend(anatomy: Anatomy, rows: Rows, device: Device, *, method: str | Non
 
 
 def _fit(
-    anatomy: Anatomy, wanted: Request, device: Device, method: str | None
+    anatomy: Anatomy, wanted: Request, device: Device, method: Kind | None
 ) -> tuple[Request, Estimate, list[Finding]]:
     """The cheapest change of `wanted` whose upper bound fits: smaller batch, then checkpointing, then QLoRA."""
     from peftsmith.model import memory
 
-    methods = [method] if method else ["lora", "qlora"]
+    methods: list[Kind] = [method] if method else ["lora", "qlora"]
     batches = [size for size in (16, 8, 4, 2, 1) if size <= wanted.batch_size]
     findings = []
     if method and method != "lora":

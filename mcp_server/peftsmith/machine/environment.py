@@ -19,7 +19,7 @@ from typing import Any
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
-from peftsmith.finding import Finding, finding
+from peftsmith.finding import Finding, Severity, finding
 
 LIBRARIES = (
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "tokenizers", "safetensors",
@@ -106,7 +106,7 @@ def judge(found: list[Environment]) -> list[Finding]:
         )
     for each in found:
         if not each.usable:
-            severity = "info" if usable else "warning"
+            severity: Severity = "info" if usable else "warning"
             findings.append(
                 finding(
                     "machine.environment.unusable",
@@ -134,7 +134,7 @@ def require(project: Path) -> Environment:
         raise PeftsmithError(
             "There is no training environment (a Python with torch, transformers, peft and trl)",
             value=str(project),
-            next_step="Make one with make_environment (several hundred MB), or set PEFTSMITH_TRAIN_PYTHON to its python.",
+            next_step="Make one with make_environment, or set PEFTSMITH_TRAIN_PYTHON to the python of yours.",
         )
     return best(usable)
 

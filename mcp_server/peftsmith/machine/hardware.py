@@ -37,7 +37,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """`cpus` and both RAM figures are what this process may use: the machine's, or its container's where that is less."""
+    """`cpus` and both RAM figures are what this process may use: the machine's, or its container's if less."""
 
     cpus: int
     ram_gib: float
@@ -89,7 +89,7 @@ def probe(folder: Path) -> Hardware:
 
 
 def parse_gpus(text: str) -> list[Gpu]:
-    """The rows of `nvidia-smi --query-gpu=name,memory.total,compute_cap --format=csv,noheader,nounits` (memory in MiB)."""
+    """The rows of nvidia-smi's csv output without header and units: name, memory in MiB, compute capability."""
     found = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]

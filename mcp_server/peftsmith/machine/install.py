@@ -21,7 +21,7 @@ from peftsmith.machine import environment
 if TYPE_CHECKING:
     from peftsmith.run.store import Run
 
-# Installed by version and not by hash: its build differs by machine (CPU, CUDA, macOS). A test compares it with pyproject.
+# By version and not by hash: its build differs by machine (CPU, CUDA, macOS). A test compares it with pyproject.toml.
 TORCH = "torch==2.13.0"
 LEAST_FREE_GIB = 6
 GIB = 1 << 30
@@ -60,8 +60,8 @@ def start(project: Path, path: Path, *, confirm: bool) -> Run:
     steps = commands(path)
     if not confirm:
         raise PeftsmithError(
-            f"Making a training environment downloads {TORCH} and about 70 pinned packages into {path}: 0.7 GB with the "
-            "CPU build of torch, up to 4 GB with CUDA's",
+            f"Making a training environment downloads {TORCH} and about 70 pinned packages into {path}: 0.7 GB with "
+            "torch's CPU build, up to 4 GB with CUDA's",
             next_step="Call again with confirm=true to go ahead.",
         )
     from peftsmith.run import start as starting

@@ -1,9 +1,8 @@
 """What a forward pass of a dense Llama-like model with LoRA keeps for its backward pass, in bytes a token.
 
-Knows: which tensors autograd saves in attention, MLP, norms and LoRA branches of transformers 5 and PEFT 0.21, by number
+Knows: which tensors autograd saves in attention, MLP, norms and LoRA branches (transformers 5, PEFT 0.21), by number
 format, and what TRL's and the stock causal-LM loss hold.
-Does not know: weights, optimiser or allocator (memory.py). Every term was checked against torch's saved_tensors_hooks on
-SmolLM2-135M (fp32, bf16, bf16 with autocast; with and without a padding mask): equal to within 1 %.
+Does not know: weights, optimiser or allocator (memory.py). A test compares the sums with torch's saved_tensors_hooks.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ TRL_TILES_IN_TORCH = 9
 
 @dataclass(frozen=True)
 class Numbers:
-    """How a run computes. `wide` is bytes of a linear layer's output, `attention` of q, k, v, `adapter` of LoRA's weights.
+    """How a run computes. Bytes a number: `wide` of a linear layer's output, `attention` of q, k, v, `adapter` of LoRA.
 
     `autocast` as HF's Trainer sets it with bf16 or fp16; `masked`: a padding mask reaches the attention kernel;
     `flash`: FlashAttention instead of SDPA; `math`: SDPA falls back to the kernel that keeps all probabilities.
@@ -43,7 +42,7 @@ def layer(body: Anatomy, targets: Mapping[str, tuple[int, int]], rank: int, leng
     query = body.heads * body.head_dim
     key = body.kv_heads * body.head_dim
     norms = 2 * 4 * body.hidden
-    if numbers.masked and not numbers.flash or numbers.math:
+    if (numbers.masked and not numbers.flash) or numbers.math:
         key = query  # repeat_kv
     attention = numbers.attention * (2 * query + 2 * key) + 4 * body.heads
     if numbers.masked and not numbers.flash:
@@ -77,7 +76,7 @@ def stock_loss(vocab: int, tokens: int, numbers: Numbers) -> int:
 
 
 def trl_loss(body: Anatomy, tokens: int, numbers: Numbers, *, triton: bool) -> int:
-    """TRL 1.16's loss: one tile (or several without Triton), the hidden states' float32 gradient, one slice of the head."""
+    """TRL 1.16's loss: one tile (several without Triton), the hidden states' float32 gradient, a slice of the head."""
     number = 2 if numbers.autocast else numbers.wide
     tile = min(tokens, TRL_TOKENS) * TRL_VOCABULARY
     tiles = tile * number + (0 if triton else tile * 4 * TRL_TILES_IN_TORCH)

@@ -16,7 +16,7 @@ from typing import Any
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
-from peftsmith.finding import Finding, finding
+from peftsmith.finding import Finding, Severity, finding
 from peftsmith.model import layouts, source, tokens
 from peftsmith.model.headers import Tensor
 
@@ -225,7 +225,7 @@ def _remote_code(config: Mapping[str, Any], layout: layouts.Layout | None, *, op
         return []
     if layout is not None:
         return [finding("model.code.not_needed")]
-    severity = "warning" if opted_in else "error"
+    severity: Severity = "warning" if opted_in else "error"
     return [finding("model.code.remote", severity=severity, auto_map=files.clean(str(config["auto_map"]), 300))]
 
 

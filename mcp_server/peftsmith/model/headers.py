@@ -1,6 +1,6 @@
 """The header of a safetensors file, read by hand: names, types and shapes of tensors without a byte of weights.
 
-Knows: the safetensors layout and its limits (8 bytes length, JSON, tensors without gap or overlap), what is wrong with a file.
+Knows: the safetensors layout (8 bytes length, JSON, tensors without gap or overlap), its limits, and a file's faults.
 Does not know: where the bytes come from (source.py), or what a tensor is for (anatomy.py).
 Layout and limits: https://github.com/huggingface/safetensors#format and its reference reader.
 """

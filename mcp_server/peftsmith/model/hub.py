@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,9 @@ def open_remote(model: str, revision: str | None) -> ModelFiles:
         )
     with _explained(model, revision):
         wanted = [name for name in SMALL if name in names]
+        if "config.json" in wanted and revision != commit:
+            # Notes in the cache which commit the branch (or the default) stands at, so that it is found offline.
+            hub.hf_hub_download(model, "config.json", revision=revision, etag_timeout=_TIMEOUT)
         for name in wanted:
             hub.hf_hub_download(model, name, revision=commit, etag_timeout=_TIMEOUT)
         small = _snapshot(model, commit, "config.json") or Path(hub.constants.HF_HUB_CACHE)
@@ -70,13 +73,19 @@ def open_remote(model: str, revision: str | None) -> ModelFiles:
 
 
 def fetch_tokenizer(model: str, commit: str) -> None:
-    """tokenizer.json into the hub cache; silent when the model has none."""
+    """tokenizer.json into the hub cache; silent when the model has none, a PeftsmithError without network."""
     hub = _library()
-    with _explained(model, commit):
-        try:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        with _explained(model, commit), suppress(EntryNotFoundError):
             hub.hf_hub_download(model, TOKENIZER, revision=commit, etag_timeout=_TIMEOUT)
-        except hub.errors.EntryNotFoundError:
-            return
+    except _NoNetwork as error:
+        raise PeftsmithError(
+            f"The hub cannot be reached ({error}) and the tokenizer of {model} is not in the hub cache",
+            value=model,
+            next_step="Connect (or unset HF_HUB_OFFLINE), or give a local folder with the model.",
+        ) from error
 
 
 def _header(model: str, commit: str, name: str) -> dict[str, Tensor]:
@@ -99,12 +108,11 @@ def _header(model: str, commit: str, name: str) -> dict[str, Tensor]:
 
 
 def _ranged(url: str, start: int, count: int) -> tuple[bytes, int]:
-    """At most `count` bytes from `start`, and the size of the whole file. Stops reading where a server ignores ranges."""
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    asked = {**build_hf_headers(), "Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
-    with get_session().stream("GET", url, headers=asked, timeout=_TIMEOUT) as answer:
-        hf_raise_for_status(answer)
+    """At most `count` bytes from `start`, and the size of the whole file; a server that ignores ranges is cut off."""
+    tools = _library().utils
+    asked = {**tools.build_hf_headers(), "Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
+    with tools.get_session().stream("GET", url, headers=asked, timeout=_TIMEOUT) as answer:
+        tools.hf_raise_for_status(answer)
         partial = answer.status_code == 206
         stated = (
             answer.headers.get("Content-Range", "").rpartition("/")[2]
@@ -163,7 +171,6 @@ def _library() -> Any:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import huggingface_hub
     import huggingface_hub.constants
-    import huggingface_hub.errors
 
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     return huggingface_hub

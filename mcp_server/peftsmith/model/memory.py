@@ -9,25 +9,26 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.model import activations, targets
-from peftsmith.model.anatomy import Anatomy
+from peftsmith.model.anatomy import HEAD, Anatomy
+from peftsmith.model.request import PRECISION_BYTES, Request, check
+
+__all__ = ["Estimate", "Range", "Request", "estimate", "numbers_of", "what_fits"]
 
 GIB = 1 << 30
 MIB = 1 << 20
-PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-# NF4 packs two weights in a byte; a block of 64 has one scale, float32 or (double) 8 bits plus a float32 for 256 scales.
+# NF4: two weights a byte; a block of 64 has one scale, float32 or (double) 8 bits plus a float32 for 256 scales.
 NF4 = 0.5 + 4 / 64
 NF4_DOUBLE = 0.5 + 1 / 64 + 4 / (64 * 256)
 # bytes of state a trainable parameter has on the device, per byte of the parameter (adamw) or per parameter (8 bit)
 EIGHT_BIT_STATE = 2.03
-OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit")
 CUBLAS_WORKSPACE = 33 * MIB
-# Published reserved/allocated ratios run from 1.02 to 1.28 at fixed shapes; the likely one is higher with checkpointing,
-# whose recomputed layers break up the freed blocks (means of the published pairs of dense Llama-like models).
+# Published reserved/allocated ratios run from 1.02 to 1.28 at fixed shapes. The likely one (means over published pairs
+# of dense Llama-like models) is higher with checkpointing, whose recomputed layers break up the freed blocks.
 RESERVED = {False: (1.02, 1.03, 1.28), True: (1.02, 1.10, 1.28)}
 ALLOCATED = (0.95, 1.0, 1.06)
 CUDA_CONTEXT = (int(0.4 * GIB), int(0.55 * GIB), int(0.8 * GIB))
@@ -35,38 +36,12 @@ CUDA_CONTEXT = (int(0.4 * GIB), int(0.55 * GIB), int(0.8 * GIB))
 # 515 MiB in VmRSS of /proc/self/status.
 PYTHON_ON_CPU = 515 * MIB
 # On the CPU the heap keeps what was freed: the backward pass runs in a thread of its own, with an arena of its own.
-# Measured on SmolLM2-135M (peak RSS of two steps of TRL): see docs of this estimate in benchmarks.
-CPU_HEAP = (1.0, 1.45, 1.9)
-_LARGEST = {"batch_size": 65536, "sequence_length": 1 << 24}
+# Peak RSS of two TRL steps on SmolLM2-135M, r 16, all-linear, fp32: 2 x 64 tokens 1584 MiB, 8 x 64 2849 MiB, with
+# checkpointing 2151 MiB; 1.45 meets all three within 4 %.
+CPU_HEAP = (1.1, 1.45, 1.8)
 # Types whose formulas were compared with published or own measurements.
 _VERIFIED = ("llama", "mistral", "qwen2")
 _MOST_DOUBLINGS = 16
-
-
-@dataclass(frozen=True)
-class Request:
-    """A training job. Lengths in tokens (the longest row of a batch), batch in rows on the device.
-
-    `targets` is a preset, a list of names, or any other value that PEFT takes. The last fields default to what the
-    generated scripts do: autocast with bf16 and fp16, QLoRA adapters in bf16 (TRL), no k-bit preparation, SDPA.
-    """
-
-    method: Literal["lora", "qlora"] = "lora"
-    rank: int = 16
-    targets: str | list[str] = "all-linear"
-    batch_size: int = 1
-    sequence_length: int = 1024
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    gradient_checkpointing: bool = True
-    optimizer: str = "adamw_torch_fused"
-    loss: Literal["trl_chunked", "stock"] = "trl_chunked"
-    device: Literal["cuda", "cpu"] = "cuda"
-    autocast: bool | None = None
-    adapter_bytes: int | None = None
-    kbit_prepared: bool = False
-    double_quantization: bool = True
-    dropout: bool = False
-    attention: Literal["sdpa", "flash"] = "sdpa"
 
 
 @dataclass(frozen=True)
@@ -84,7 +59,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`terms` in bytes add up to the likely `allocated`. On the CPU `reserved` and `device` are both the resident set."""
+    """`terms` (bytes) add up to the likely `allocated`. On the CPU `reserved` and `device` are the resident set."""
 
     terms: dict[str, int]
     allocated: Range
@@ -108,8 +83,8 @@ class Estimate:
 
 def estimate(anatomy: Anatomy, request: Request) -> Estimate:
     """The peak memory of training. Raises PeftsmithError for an impossible request and for models without formulas."""
-    matched = _check(anatomy, request)
-    numbers = _numbers(anatomy, request)
+    matched = check(anatomy, request)
+    numbers = numbers_of(anatomy, request)
     trainable = sum(request.rank * (i + o) for i, o in matched.values())
     adapter = trainable * numbers.adapter
     terms = {
@@ -140,8 +115,8 @@ def estimate(anatomy: Anatomy, request: Request) -> Estimate:
 
 
 def what_fits(anatomy: Anatomy, request: Request, gib: float) -> dict[str, Any]:
-    """What fits into `gib` GiB of device memory, by the upper bound: this request, the largest batch (a power of two) at
-    its length, the longest rows at its batch, and the cheapest changes that would make it fit, in order."""
+    """What fits into `gib` GiB of device memory, by the upper bound: this request, the largest batch (a power of two)
+    at its length, the longest rows at its batch, and the cheapest changes that would make it fit, in order."""
     if not 0 < gib < 1e6:
         raise PeftsmithError("The memory must be a positive number of GiB", value=gib, next_step="Try 24.")
 
@@ -187,7 +162,7 @@ def _weights(anatomy: Anatomy, request: Request) -> int:
     number = PRECISION_BYTES[request.precision]
     if request.method == "lora":
         return anatomy.parameters * number
-    quantised = sum(i * o for name, (i, o) in anatomy.linear.items() if name != targets.HEAD)
+    quantised = sum(i * o for name, (i, o) in anatomy.linear.items() if name != HEAD)
     rest = (anatomy.parameters - quantised) * (4 if request.kbit_prepared else number)
     return int(quantised * (NF4_DOUBLE if request.double_quantization else NF4)) + rest
 
@@ -203,8 +178,8 @@ def _optimizer(request: Request, trainable: int, adapter: int) -> int:
 def _peak(
     anatomy: Anatomy, request: Request, matched: dict[str, tuple[int, int]], numbers: activations.Numbers
 ) -> dict[str, int]:
-    """Activations and loss at the higher of two moments: while the loss is worked out, or (with checkpointing) while the
-    last layer is run again for its backward pass."""
+    """Activations and loss at the higher of two moments: while the loss is worked out, or (with checkpointing) while
+    the last layer is run again for its backward pass."""
     tokens = request.batch_size * request.sequence_length
     per_layer = [
         tokens * activations.layer(anatomy, leaves, request.rank, request.sequence_length, numbers) * count
@@ -213,12 +188,10 @@ def _peak(
     residual = 4 if request.kbit_prepared else numbers.wide
     if request.loss == "stock":
         loss = activations.stock_loss(anatomy.vocab, tokens, numbers)
-        held = 0
     else:
         loss = activations.trl_loss(anatomy, tokens, numbers, triton=request.device == "cuda")
-        held = 0
     head = tokens * anatomy.hidden * 4
-    dequantised = 2 * max(i * o for i, o in anatomy.linear.values()) if request.method == "qlora" else 0
+    dequantised = 2 * _largest_linear(anatomy) if request.method == "qlora" else 0
     if not request.gradient_checkpointing:
         return {"activations": sum(per_layer) + head, "loss": loss, "dequantised": dequantised}
     kept = tokens * anatomy.layers * residual * anatomy.hidden
@@ -227,9 +200,14 @@ def _peak(
         for leaves, _ in _kinds_of_layers(anatomy, matched)
     )
     again = tokens * (largest + 2 * numbers.wide * anatomy.intermediate) + dequantised
-    if loss + head >= held + again:
+    if loss + head >= again:
         return {"activations": kept + head, "loss": loss}
-    return {"activations": kept, "recomputed_layer": again - dequantised, "dequantised": dequantised, "loss": held}
+    return {"activations": kept, "recomputed_layer": again - dequantised, "dequantised": dequantised}
+
+
+def _largest_linear(anatomy: Anatomy) -> int:
+    """Parameters of the largest layer that bitsandbytes quantises (not the head)."""
+    return max(i * o for name, (i, o) in anatomy.linear.items() if name != HEAD)
 
 
 def _kinds_of_layers(
@@ -244,7 +222,7 @@ def _kinds_of_layers(
     return [(dict(leaves), count) for leaves, count in counted.items()]
 
 
-def _numbers(anatomy: Anatomy, request: Request) -> activations.Numbers:
+def numbers_of(anatomy: Anatomy, request: Request) -> activations.Numbers:
     number = PRECISION_BYTES[request.precision]
     autocast = request.precision != "fp32" if request.autocast is None else request.autocast
     default_adapter = 2 if request.method == "qlora" and request.precision != "fp32" else 4
@@ -295,6 +273,14 @@ def _findings(anatomy: Anatomy, request: Request) -> list[Finding]:
     found = []
     if anatomy.model_type not in _VERIFIED:
         found.append(finding("model.memory.unverified", model_type=anatomy.model_type))
+    if request.device == "cpu" and request.precision != "fp32":
+        found.append(
+            finding(
+                "model.memory.unverified",
+                f"On the CPU the formulas were checked with fp32 only, not with {request.precision}.",
+                precision=request.precision,
+            )
+        )
     if request.device == "cpu" and request.method == "qlora":
         found.append(finding("model.memory.no_quantisation_on_cpu"))
     if anatomy.max_positions and request.sequence_length > anatomy.max_positions:
@@ -306,48 +292,6 @@ def _findings(anatomy: Anatomy, request: Request) -> list[Finding]:
             )
         )
     return found
-
-
-def _check(anatomy: Anatomy, request: Request) -> dict[str, tuple[int, int]]:
-    """The adapted modules, after everything that cannot be estimated was refused."""
-    targets.check_rank(request.rank)
-    for name, largest in _LARGEST.items():
-        value = getattr(request, name)
-        if type(value) is not int or not 1 <= value <= largest:
-            raise PeftsmithError(
-                f"{name} must be a whole number from 1 to {largest}", value=value, next_step="Correct it."
-            )
-    known = {
-        "method": ("lora", "qlora"),
-        "precision": tuple(PRECISION_BYTES),
-        "optimizer": OPTIMIZERS,
-        "loss": ("trl_chunked", "stock"),
-        "device": ("cuda", "cpu"),
-        "attention": ("sdpa", "flash"),
-    }
-    for name, values in known.items():
-        if getattr(request, name) not in values:
-            raise PeftsmithError(
-                f"There is no estimate for this {name}",
-                value=getattr(request, name),
-                next_step=f"Use {', '.join(values)}.",
-            )
-    if anatomy.quantization or not anatomy.supported:
-        what = f"{anatomy.quantization} weights" if anatomy.quantization else f"{anatomy.model_type} models"
-        raise PeftsmithError(
-            f"peftsmith has no memory formulas for {what} yet",
-            value=anatomy.id,
-            next_step="Take the 16-bit original of a dense Llama-like model, or measure with a smoke run.",
-        )
-    wanted = request.targets
-    matched = targets.match(anatomy, targets.PRESETS.get(wanted, wanted) if isinstance(wanted, str) else wanted)
-    if not matched:
-        raise PeftsmithError(
-            "The target modules match nothing in this model",
-            value=request.targets,
-            next_step=f"Use a preset ({', '.join(targets.PRESETS)}) or names that find_target_modules gives.",
-        )
-    return matched
 
 
 def _replace(request: Request, **changes: Any) -> Request:

@@ -1,7 +1,7 @@
 """What a model's tokenizer files say about where text begins, ends and is padded.
 
-Knows: eos, bos and pad in config.json, generation_config.json, tokenizer_config.json and tokenizer.json; the chat template
-and the token that closes its turns; where these contradict each other.
+Knows: eos, bos and pad in config.json, generation_config.json, tokenizer_config.json and tokenizer.json; the chat
+template and the token that closes its turns; where these contradict each other.
 Does not know: how to render or tokenize (data/rendering.py). It runs no template.
 """
 
@@ -88,8 +88,8 @@ def _ending(template: str | None, eos: int | None, stop: tuple[int, ...], known:
         return [
             finding(
                 "model.tokenizer.end_of_turn",
-                f"The chat template closes a turn with {' or '.join(closers)} (id {sorted(set(closers.values()))}), but "
-                f"generation stops at {sorted(stop) or 'nothing'}.",
+                f"The chat template closes a turn with {' or '.join(closers)} (id {sorted(set(closers.values()))}), "
+                f"but generation stops at {sorted(stop) or 'nothing'}.",
                 closes_with=closers,
                 stops_at=list(stop),
             )

@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Call:
-    """One call of something imported: `name` is the full dotted name, e.g. trl.SFTConfig or trl.SFTTrainer.train."""
+    """One call of something imported: `name` is the full dotted name, e.g. trl.SFTConfig or trl.SFTTrainer.train.
+
+    `of_instance` marks the latter kind: what an object carries may also be set at run time, so that a name which its
+    class lacks need not be wrong.
+    """
 
     name: str
     line: int
     keywords: Mapping[str, ast.expr] = field(default_factory=dict)
-    positional: int = 0
+    of_instance: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,20 @@ def read(tree: ast.Module, local: Collection[str] = ()) -> Script:
             for each in node.names:
                 if each.name.split(".")[0] not in local:
                     imported.setdefault(each.name, node.lineno)
-    instances = _instances(tree, names)
-    calls = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            name = _dotted(node.func, {**names, **instances})
+    calls: list[Call] = []
+    for scope in _scopes(tree):
+        known, instances = _unshadowed(scope, names), _instances(scope, names)
+        for node in _inside(scope):
+            if not isinstance(node, ast.Call):
+                continue
+            keywords = {each.arg: each.value for each in node.keywords if each.arg is not None}
+            name = _dotted(node.func, known)
             if name is not None:
-                keywords = {each.arg: each.value for each in node.keywords if each.arg is not None}
-                calls.append(Call(name, node.lineno, keywords, len(node.args)))
+                calls.append(Call(name, node.lineno, keywords))
+            elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                kind = instances.get(node.func.value.id)
+                if kind:
+                    calls.append(Call(f"{kind}.{node.func.attr}", node.lineno, keywords, of_instance=True))
     return Script(sorted(calls, key=lambda call: (call.line, call.name)), imported)
 
 
@@ -86,16 +96,50 @@ def _dotted(node: ast.expr, names: Mapping[str, str]) -> str | None:
     return None
 
 
-def _instances(tree: ast.Module, names: Mapping[str, str]) -> dict[str, str]:
-    """Variables that are bound exactly once, to an instance of an imported class."""
-    bound: dict[str, int] = {}
+_Scope = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _scopes(tree: ast.Module) -> Iterator[_Scope]:
     for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def _inside(scope: _Scope) -> Iterator[ast.AST]:
+    """The nodes of a scope without those of functions defined in it (their decorators and defaults belong to it)."""
+    pending: list[ast.AST] = list(scope.body)
+    while pending:
+        node = pending.pop()
+        yield node
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            pending += [*node.decorator_list, *node.args.defaults, *(each for each in node.args.kw_defaults if each)]
+        else:
+            pending += ast.iter_child_nodes(node)
+
+
+def _bound(scope: _Scope) -> dict[str, int]:
+    """How often each name is bound in a scope, by assignment or as a parameter; imports do not count."""
+    bound: dict[str, int] = {}
+    if not isinstance(scope, ast.Module):
+        parameters = scope.args
+        named = [*parameters.posonlyargs, *parameters.args, *parameters.kwonlyargs, parameters.vararg, parameters.kwarg]
+        bound = {each.arg: 1 for each in named if each is not None}
+    for node in _inside(scope):
         if isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
             bound[node.id] = bound.get(node.id, 0) + 1
-        elif isinstance(node, ast.arg):
-            bound[node.arg] = bound.get(node.arg, 0) + 1
+    return bound
+
+
+def _unshadowed(scope: _Scope, names: Mapping[str, str]) -> dict[str, str]:
+    bound = _bound(scope)
+    return {name: full for name, full in names.items() if name not in bound}
+
+
+def _instances(scope: _Scope, names: Mapping[str, str]) -> dict[str, str]:
+    """Variables of a scope that are bound exactly once in it, to an instance of an imported class."""
+    bound = _bound(scope)
     found = {}
-    for node in ast.walk(tree):
+    for node in _inside(scope):
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.value, ast.Call)):
             continue
         target, name = node.targets[0], _dotted(node.value.func, names)
@@ -107,7 +151,7 @@ def _instances(tree: ast.Module, names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _class_of(name: str) -> str | None:
-    """The class that a call of `name` gives an instance of: itself, or that of a from_pretrained which returns its own."""
+    """The class that a call of `name` gives an instance of: itself, or the owner of its from_pretrained."""
     owner, _, last = name.rpartition(".")
     if last == "from_pretrained":
         kind = owner.rpartition(".")[2]

@@ -129,7 +129,7 @@ def _data(
 def _base(wanted: plan.FineTunePlan, locked: lock.Lock) -> list[Finding]:
     """Is the base that plan.yaml names the one that the estimates and targets were worked out for?"""
     opened = source.open_model(wanted.base.model, wanted.base.revision)
-    changed = {}
+    changed: dict[str, Any] = {}
     if opened.id != locked.base.get("model"):
         changed["model"] = [locked.base.get("model"), opened.id]
     if opened.commit != locked.base.get("commit"):

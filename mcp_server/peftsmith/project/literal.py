@@ -51,7 +51,9 @@ def inert(value: Any) -> Safe:
 def name(value: Any) -> Safe:
     """A plan's name, which may stand bare in a docstring or a heading."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise PeftsmithError("This is not a plan's name", value=value, next_step="Use lower-case letters, digits and -.")
+        raise PeftsmithError(
+            "This is not a plan's name", value=value, next_step="Use lower-case letters, digits and -."
+        )
     return Safe(value)
 
 

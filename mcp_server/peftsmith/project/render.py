@@ -88,7 +88,9 @@ def _reader(name: str) -> str:
         )
     if path.is_absolute() or ".." in path.parts or "\\" in name:
         raise PeftsmithError(
-            "A data file must lie in the project's folder", value=name, next_step="Copy it there; name it relative to it."
+            "A data file must lie in the project's folder",
+            value=name,
+            next_step="Copy it there; name it relative to it.",
         )
     return reader
 

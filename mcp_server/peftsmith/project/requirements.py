@@ -56,7 +56,9 @@ def _pins() -> tuple[tuple[str, str], ...]:
             if not line.lstrip().startswith("#"):
                 blocks[-1] = (blocks[-1][0], blocks[-1][1] + line)
         elif line.strip() and not line.startswith("#"):
-            raise PeftsmithError("requirements/train.txt holds a line that is no pin", value=line, next_step="Reinstall.")
+            raise PeftsmithError(
+                "requirements/train.txt holds a line that is no pin", value=line, next_step="Reinstall."
+            )
     if not blocks or any("--hash=sha256:" not in block for _, block in blocks):
         raise PeftsmithError("requirements/train.txt lacks pins or hashes", next_step="Reinstall peftsmith.")
     return tuple(blocks)

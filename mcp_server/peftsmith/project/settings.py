@@ -60,7 +60,7 @@ def read(script_text: str) -> dict[str, Any]:
     values = {}
     for name, node in _assignments(script_text).items():
         try:
-            value = ast.literal_eval(node.value)
+            value = ast.literal_eval(node.value or ast.Constant(None))
             json.dumps(value, allow_nan=False)
         except (ValueError, TypeError, MemoryError, RecursionError):
             continue
@@ -123,7 +123,9 @@ def drift(project: Path, plan: FineTunePlan) -> list[Finding]:
             )
         lost = sorted(name for name in wanted if name not in found)
         if lost:
-            message = f"{file}: {', '.join(lost)} cannot be read as plain values, so they were not compared with the plan"
+            message = (
+                f"{file}: {', '.join(lost)} cannot be read as plain values, so they were not compared with the plan"
+            )
             findings.append(finding("project.settings.unreadable", message, file=file, names=lost, computed=computed))
     return findings
 
@@ -133,7 +135,9 @@ def _assignments(script_text: str) -> dict[str, ast.Assign | ast.AnnAssign]:
     try:
         tree = ast.parse(script_text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise PeftsmithError(f"The script does not parse: {error}", next_step="Mend it or generate it again.") from error
+        raise PeftsmithError(
+            f"The script does not parse: {error}", next_step="Mend it or generate it again."
+        ) from error
     found: dict[str, ast.Assign | ast.AnnAssign] = {}
     for node in tree.body:
         target: ast.expr | None = None

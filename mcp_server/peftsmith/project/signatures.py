@@ -87,7 +87,9 @@ def check(scripts: Mapping[str, Script], environment: Environment | None) -> lis
     if not asked:
         return []
     if environment is None:
-        return [finding("project.call.unchecked", "no training environment: no call was compared", callables=len(asked))]
+        return [
+            finding("project.call.unchecked", "no training environment: no call was compared", callables=len(asked))
+        ]
     try:
         answers = _answers(asked, environment)
     except PeftsmithError as error:
@@ -102,20 +104,20 @@ def _standard(name: str) -> bool:
 def _judge(file: str, script: Script, answers: Answers) -> Iterator[Finding]:
     old_names = {entry["old"] for entry in spellings()["name"]}
     missing: set[str] = set()
-    used = [(call.name, call.line, tuple(call.keywords)) for call in script.calls]
-    used += [(name, line, ()) for name, line in script.imported.items()]
-    for name, line, keywords in used:
+    used = [*script.calls, *(Call(name, line) for name, line in script.imported.items())]
+    for call in used:
+        name, line = call.name, call.line
         if _standard(name):
             continue
         answer = answers.get(name, {"missing": None, "keywords": {}})
         place: dict[str, Any] = {"file": file, "line": line, "callable": name}
-        if answer["missing"] is not None:
+        if answer["missing"] is not None and not call.of_instance:
             if name not in missing and name not in old_names:
                 message = f"{file} line {line}: {name} is not in the installed library ({answer['missing']})"
                 yield finding("project.call.missing", message, **place)
             missing.add(name)
             continue
-        for keyword in keywords:
+        for keyword in call.keywords:
             verdict, nearest = answer["keywords"].get(keyword, ["open", None])
             hint = f", did you mean {nearest}?" if nearest else ""
             what = f"{file} line {line}: {keyword}= of {name}"
@@ -129,7 +131,9 @@ def _judge(file: str, script: Script, answers: Answers) -> Iterator[Finding]:
                     "project.call.deprecated", f"{what} is deprecated{hint}", keyword=keyword, nearest=nearest, **place
                 )
             elif verdict == "open":
-                yield finding("project.call.unchecked", f"{what}: nothing can be said about it", keyword=keyword, **place)
+                yield finding(
+                    "project.call.unchecked", f"{what}: nothing can be said about it", keyword=keyword, **place
+                )
 
 
 def _in_table(name: str, keyword: str) -> bool:
@@ -147,7 +151,7 @@ def _answers(asked: Mapping[str, set[str]], environment: Environment) -> Answers
     new = {
         name: sorted(keywords)
         for name, keywords in asked.items()
-        if name not in known or (known[name]["missing"] is None and keywords - known[name]["keywords"].keys())
+        if name not in known or keywords - known[name]["keywords"].keys()
     }
     if new:
         told = client.call(environment, "signatures", {"calls": new}, timeout=TIMEOUT)
@@ -161,7 +165,9 @@ def _answers(asked: Mapping[str, set[str]], environment: Environment) -> Answers
 def _load(kept: Path) -> Answers:
     try:
         answers: Answers = json.loads(kept.read_text(encoding="utf-8"))
-        return {name: {"missing": each["missing"], "keywords": dict(each["keywords"])} for name, each in answers.items()}
+        return {
+            name: {"missing": each["missing"], "keywords": dict(each["keywords"])} for name, each in answers.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # a cache that is gone or damaged is asked for again
 
@@ -174,6 +180,8 @@ def _by_name(asked: Mapping[str, list[str]], told: dict[str, Any]) -> Answers:
     answers: Answers = {}
     for name, keywords in asked.items():
         default = ("open", None) if name in told["open"] else ("ok", None)
+        if name in missing:
+            default = ("open", None)
         found = {keyword: list(verdicts.get((name, keyword), default)) for keyword in keywords}
         answers[name] = {"missing": missing.get(name), "keywords": found}
     return answers

@@ -126,12 +126,12 @@ def _key(
     environment: Environment,
 ) -> str:
     """Everything a verdict depends on: values, scripts, rows, model files, libraries and this checker's own code."""
-    scripts = sorted({*(name for name in locked.files if name.endswith(".py")), *(p.name for p in project.glob("*.py"))})
+    names = {name for name in locked.files if name.endswith(".py")} | {path.name for path in project.glob("*.py")}
     data = [name for name in (wanted.data.train, wanted.data.eval, wanted.data.test) if name]
     return files.sha256_json(
         {
             "plan": wanted.model_dump(mode="json"),
-            "scripts": {name: _hash(project / name) for name in scripts},
+            "scripts": {name: _hash(project / name) for name in sorted(names)},
             "data": {name: _hash(project / name) for name in data},
             "config": opened.config,
             "tokenizer": {name: _hash(tokenizer / name) for name in skeleton.TOKENIZER_FILES},

@@ -108,8 +108,8 @@ def _is_false(call: calls.Call, keyword: str, known: dict[str, object]) -> bool:
 
 
 def _pinned(call: calls.Call, known: dict[str, object]) -> bool:
-    """True where the call names a full commit, or loads a local copy (infer.py's merged model)."""
-    value = call.keywords.get("revision")
+    """True where the call names a full commit: of the repository, or of the code that a local copy points to."""
+    value = call.keywords.get("revision", call.keywords.get("code_revision"))
     if isinstance(value, ast.Name):
         return files.is_commit(str(known.get(value.id)))
     return isinstance(value, ast.Constant) and files.is_commit(str(value.value))
@@ -121,7 +121,14 @@ def _lint(project: Path, scripts: list[Path]) -> Iterator[Finding]:
     import ruff
 
     try:
-        argv = [ruff.find_ruff_bin(), "check", "--isolated", "--no-cache", "--output-format=json", "--target-version=py311"]
+        argv = [
+            ruff.find_ruff_bin(),
+            "check",
+            "--isolated",
+            "--no-cache",
+            "--output-format=json",
+            "--target-version=py311",
+        ]
         argv += [f"--select={','.join(RULES)}", f"--ignore={','.join(IGNORED_RULES)}", "--"]
         done = subprocess.run(
             [*argv, *(path.name for path in scripts)],

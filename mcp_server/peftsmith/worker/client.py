@@ -180,9 +180,7 @@ def _spawn(environment: Environment, place: Path, *, quantise: bool) -> subproce
     return process
 
 
-def _ask(
-    connection: socket.socket, request: bytes, timeout: float, progress: Progress | None
-) -> dict[str, Any] | None:
+def _ask(connection: socket.socket, request: bytes, timeout: float, progress: Progress | None) -> dict[str, Any] | None:
     """The worker's last line; None when it hung up without a word."""
     connection.settimeout(timeout + 30.0)
     heard = False

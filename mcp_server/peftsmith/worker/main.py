@@ -178,11 +178,7 @@ def _welcome(listener: socket.socket, selector: selectors.BaseSelector, guests: 
 
 
 def _hear(
-    guest: Guest,
-    guests: dict[int, Guest],
-    own: list[socket.socket],
-    lock: int,
-    selector: selectors.BaseSelector,
+    guest: Guest, guests: dict[int, Guest], own: list[socket.socket], lock: int, selector: selectors.BaseSelector
 ) -> None:
     """Take in more of a request; start its job when it is complete; a guest that hung up needs no answer."""
     try:

@@ -11,7 +11,6 @@ import ast
 import difflib
 import importlib
 import inspect
-import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,7 +19,20 @@ from peftsmith.worker.child import Report, describe
 
 # Only these are imported: a name out of a script must not be able to load any other code.
 LIBRARIES = frozenset(
-    "accelerate bitsandbytes datasets evaluate numpy peft safetensors sklearn tokenizers torch transformers trl".split()
+    [
+        "accelerate",
+        "bitsandbytes",
+        "datasets",
+        "evaluate",
+        "numpy",
+        "peft",
+        "safetensors",
+        "sklearn",
+        "tokenizers",
+        "torch",
+        "transformers",
+        "trl",
+    ]
 )
 # old keyword -> today's; reported only where the callable takes the new one, so a table that ages stays silent
 RENAMED = {
@@ -52,7 +64,17 @@ FORWARDS = {
 }
 # Not popped by name in from_pretrained but read by helpers further down.
 HUB_KEYWORDS = frozenset(
-    "cache_dir code_revision force_download local_files_only proxies revision subfolder token trust_remote_code".split()
+    [
+        "cache_dir",
+        "code_revision",
+        "force_download",
+        "local_files_only",
+        "proxies",
+        "revision",
+        "subfolder",
+        "token",
+        "trust_remote_code",
+    ]
 )
 
 
@@ -69,7 +91,7 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     unclear: list[str] = []
     checked = 0
     for name, keywords in sorted(calls.items()):
-        if name.split(".")[0] not in LIBRARIES and name.split(".")[0] not in sys.stdlib_module_names:
+        if name.split(".")[0] not in LIBRARIES:
             unclear.append(name)
             continue
         try:
@@ -108,7 +130,7 @@ def find(name: str) -> Callable[..., Any]:
                 found = importlib.import_module(".".join(parts[: depth + 1]))
             except ModuleNotFoundError:
                 raise AttributeError(f"{'.'.join(parts[:depth])} has no {part!r}") from None
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def keywords_of(target: Callable[..., Any], name: str) -> tuple[set[str], bool]:
@@ -141,7 +163,7 @@ def nearest(keyword: str, accepted: Iterable[str]) -> str | None:
 
 
 def _own(target: Callable[..., Any]) -> tuple[set[str], bool]:
-    body = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    body = target.__init__ if inspect.isclass(target) else target
     try:
         parameters = inspect.signature(body).parameters.values()
     except (TypeError, ValueError):  # written in C without a signature

@@ -1,0 +1,175 @@
+"""From model and rows to a plan: values with reasons, refusals that leave nothing behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from peftsmith import files, lock, plan
+from peftsmith.advise import planner, recommend, rules
+from peftsmith.errors import PeftsmithError
+from peftsmith.model import anatomy
+from tests.test_plan import good
+from tests.tiny import write_tiny_model
+
+TEXTS = ["the parcel never came", "the app closes by itself", "please send it back", "open the settings page"]
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    lines = [{"text": f"{text} {number}", "label": "ab"[number % 2]} for number in range(30) for text in TEXTS]
+    return write_rows(tmp_path / "rows.jsonl", lines)
+
+
+def write_rows(path: Path, lines: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_a_plan_carries_a_reason_with_a_source_for_each_recommended_value(tmp_path, tiny_model, rows):
+    made = planner.make(tmp_path / "My project", planner.Wish(model=str(tiny_model), data=rows))
+    assert made.plan == plan.load(tmp_path / "My project")
+    assert made.plan.name == "my-project"
+    assert made.plan.task == "classification"
+    assert made.plan.data.labels == ["a", "b"]
+    assert "a, b" in made.plan.data.system_prompt
+    flat = plan.flatten(made.plan)
+    for field, reason in made.why.items():
+        assert flat[field] == reason["value"], field
+        assert reason["reason"] and reason["source"] and reason["would_change"]
+    locked = lock.load(tmp_path / "My project")
+    assert locked.digest is None
+    assert locked.data["train"].rows == 120
+    assert locked.data["train"].sha256 == files.sha256_file(rows)
+
+
+def test_the_instruction_counts_into_the_length(tmp_path, tiny_model, rows):
+    short = planner.make(tmp_path / "a", planner.Wish(model=str(tiny_model), data=rows, system_prompt="Say a or b."))
+    long = planner.make(
+        tmp_path / "b", planner.Wish(model=str(tiny_model), data=rows, system_prompt="Say a or b. " * 20)
+    )
+    assert long.plan.training.max_length > short.plan.training.max_length
+
+
+def test_chat_rows_make_a_chat_plan(tmp_path, tiny_model):
+    chats = [
+        {"messages": [{"role": "user", "content": f"hello {n}"}, {"role": "assistant", "content": "good day"}]}
+        for n in range(60)
+    ]
+    made = planner.make(
+        tmp_path / "p", planner.Wish(model=str(tiny_model), data=write_rows(tmp_path / "c.jsonl", chats))
+    )
+    assert (made.plan.task, made.plan.data.format, made.plan.data.labels) == ("chat", "messages", [])
+
+
+def test_little_memory_means_qlora_and_too_little_an_error(tmp_path, tiny_model, rows):
+    body = anatomy.inspect(str(tiny_model))
+    facts = recommend.Rows(count=500, longest=512, loss_tokens=1000)
+    roomy = recommend.recommend(body, facts, recommend.Device("cuda", 80.0, (9, 0)))
+    assert (roomy.method["kind"], roomy.training["precision"]) == ("lora", "bf16")
+    none = recommend.recommend(body, facts, recommend.Device("cuda", 0.001, (7, 5)))
+    assert [each.id for each in none.findings] == ["advise.memory.does_not_fit"]
+    assert none.method["kind"] == "qlora"
+    assert none.training["precision"] == "fp16"
+
+
+def test_rank_follows_the_tokens_that_carry_loss(tiny_model):
+    body = anatomy.inspect(str(tiny_model))
+    ranks = [
+        recommend.recommend(body, recommend.Rows(500, 64, tokens), recommend.Device("cpu", 16.0)).method["rank"]
+        for tokens in (100, 50_000, 10_000_000)
+    ]
+    assert ranks[0] == 16
+    assert ranks == sorted(ranks)
+    assert ranks[-1] == 256
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"model": "/no/such/model"}, "model"),
+        ({"data": "empty"}, "row"),
+        ({"data": "half"}, "prepare_dataset"),
+    ],
+)
+def test_what_cannot_be_planned_leaves_nothing_behind(tmp_path, tiny_model, rows, wish, said):
+    (tmp_path / "empty").write_text("", encoding="utf-8")
+    write_rows(tmp_path / "half", [{"text": "x", "label": "a"}, {"text": "y"}] * 30)
+    arguments = {"model": str(tiny_model), "data": rows, **wish}
+    arguments["data"] = tmp_path / arguments["data"]
+    with pytest.raises(PeftsmithError, match=said):
+        planner.make(tmp_path / "project", planner.Wish(**arguments))
+    assert not (tmp_path / "project").exists()
+
+
+def test_a_folder_with_a_plan_and_a_file_are_refused(tmp_path, tiny_model, rows):
+    planner.make(tmp_path / "p", planner.Wish(model=str(tiny_model), data=rows))
+    before = sorted(path.name for path in (tmp_path / "p").rglob("*"))
+    for folder in (tmp_path / "p", rows):
+        with pytest.raises(PeftsmithError):
+            planner.make(folder, planner.Wish(model=str(tiny_model), data=rows))
+    assert sorted(path.name for path in (tmp_path / "p").rglob("*")) == before
+
+
+def test_a_failed_write_takes_back_what_it_wrote(tmp_path, tiny_model, rows, monkeypatch):
+    folder = tmp_path / "p"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    whole = files.write_text
+
+    def full(path, text):
+        if path.name == plan.PLAN_FILE:
+            raise PeftsmithError("The disk is full", next_step="Free some space.")
+        whole(path, text)
+
+    monkeypatch.setattr(files, "write_text", full)
+    with pytest.raises(PeftsmithError, match="disk is full"):
+        planner.make(folder, planner.Wish(model=str(tiny_model), data=rows))
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+PLAN_MISTAKES = [
+    ({"training": {"learning_rate": 2e-5}}, "plan.learning_rate.full_tuning"),
+    ({"training": {"learning_rate": 0.1}}, "plan.learning_rate.too_high"),
+    ({"training": {"max_length": 4096}}, "plan.max_length.above_model"),
+    ({"training": {"precision": "fp16"}}, "plan.precision.fp16_trainables"),
+    ({"training": {"epochs": 50.0}}, "plan.epochs.many"),
+    ({"method": {"rank": 64}}, "plan.rank.share_too_high"),
+    ({"method": {"rank": 2, "alpha": 64}}, "plan.alpha.scale_extreme"),
+    ({"method": {"target_modules": ["query_key_value"]}}, "plan.targets.no_match"),
+    ({"method": {"target_modules": ["q_proj", "W_pack"]}}, "plan.targets.no_match"),
+    ({"method": {"rslora": True}, "serving": "sglang"}, "plan.scale.lost_at_serving"),
+    ({"method": {"rank": 1024}, "serving": "vllm"}, "plan.rank.above_server"),
+    ({"base": {"model": "a/b", "revision": "a" * 40, "trust_remote_code": True}}, "plan.remote_code.allowed"),
+    ({}, "advise.test.missing"),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), PLAN_MISTAKES)
+def test_planted_mistakes_are_found(tiny_model, changes, expected):
+    body = anatomy.inspect(str(tiny_model))
+    assert expected in {each.id for each in rules.check(good(**changes), body)}
+
+
+def test_a_quantised_base_is_not_quantised_again(tmp_path):
+    body = anatomy.inspect(
+        str(write_tiny_model(tmp_path / "q", quantization_config={"quant_method": "gptq", "bits": 4}))
+    )
+    wanted = good(method={"kind": "qlora", "quantization": {"bits": 4}})
+    assert "plan.quantization.doubled" in {each.id for each in rules.check(wanted, body)}
+
+
+def test_without_the_model_the_check_is_unknown_and_a_good_plan_is_clean(tiny_model):
+    sound = good(
+        data={"train": "t.jsonl", "test": "u.jsonl", "format": "classification", "labels": ["a", "b"]},
+        method={"rank": 1, "alpha": 2, "target_modules": ["q_proj"]},
+        training={"max_length": 256},
+    )
+    assert [each.id for each in rules.check(sound, None)] == ["plan.base.unreadable"]
+    assert rules.check(sound, anatomy.inspect(str(tiny_model))) == []
+
+
+def test_every_rule_names_statement_source_strength_conflict_and_what_would_change_it():
+    for name, entry in rules.reasons().items():
+        assert set(entry) == {"statement", "source", "strength", "conflicts", "would_change"}, name
+        assert entry["strength"] in {"measured", "practice", "arithmetic"}

@@ -1,0 +1,183 @@
+"""Memory: terms that can be checked by hand, order, limits, what fits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peftsmith import files
+from peftsmith.errors import PeftsmithError
+from peftsmith.model import anatomy, memory
+from tests.model.test_anatomy import LLAMA_3_2_3B
+
+GIB = 1 << 30
+
+
+def described(folder, **changes):
+    files.set_roots(["/"])
+    (folder / "config.json").write_text(json.dumps({**LLAMA_3_2_3B, **changes}), encoding="utf-8")
+    return anatomy.inspect(str(folder))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return described(tmp_path_factory.mktemp("llama"))
+
+
+def test_weights_adapter_and_optimiser_by_hand(llama):
+    found = memory.estimate(llama, memory.Request(rank=16, targets="query-value"))
+    trainable = 28 * 16 * ((3072 + 3072) + (3072 + 1024))
+    assert found.trainable == trainable
+    assert found.terms["weights"] == 2 * 3_212_749_824
+    assert found.terms["adapter"] == found.terms["gradients"] == 4 * trainable
+    assert found.terms["optimizer"] == 8 * trainable
+    assert sum(found.terms.values()) == pytest.approx(found.allocated.likely, abs=2)
+
+
+def test_four_bit_weights_by_hand(llama):
+    found = memory.estimate(llama, memory.Request(method="qlora"))
+    linear = 28 * (2 * 3072 * 3072 + 2 * 3072 * 1024 + 3 * 3072 * 8192)
+    assert found.terms["weights"] == pytest.approx(
+        linear * (0.5 + 1 / 64 + 1 / 4096) + 2 * (3_212_749_824 - linear), rel=1e-6
+    )
+    assert found.terms["adapter"] == 2 * found.trainable
+
+
+def test_a_published_measurement(llama):
+    """PEFT's MetaMathQA benchmark, LoRA r=32 on q and v of Llama-3.2-3B: 20.72 GiB reserved at 4 x 712 tokens."""
+    request = memory.Request(
+        rank=32, targets="query-value", batch_size=4, sequence_length=712, gradient_checkpointing=False, loss="stock",
+        autocast=False, optimizer="adamw_torch",
+    )  # fmt: skip
+    found = memory.estimate(llama, request)
+    assert found.reserved.likely / GIB == pytest.approx(20.72, rel=0.03)
+    assert found.reserved.low < 20.72 * GIB < found.reserved.high
+
+
+def test_order_of_choices(llama):
+    def needs(**changes):
+        return memory.estimate(
+            llama, replace(memory.Request(batch_size=4, sequence_length=2048), **changes)
+        ).device.likely
+
+    assert needs(method="qlora") < needs() < needs(gradient_checkpointing=False)
+    assert needs(loss="trl_chunked") < needs(loss="stock")
+    assert needs(optimizer="paged_adamw_8bit") < needs(optimizer="adamw_8bit") < needs()
+    assert needs(precision="bf16") < needs(precision="fp32")
+    assert needs(targets="query-value") < needs(targets="all-linear", rank=64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 64), st.integers(8, 8192), st.sampled_from(["lora", "qlora"]), st.sampled_from(["fp32", "bf16", "fp16"]),
+    st.booleans(), st.sampled_from(["cuda", "cpu"]), st.sampled_from(["stock", "trl_chunked"]),
+)  # fmt: skip
+def test_more_tokens_never_take_less_and_ranges_are_in_order(
+    llama, batch, length, method, precision, again, device, loss
+):
+    request = memory.Request(
+        method=method, batch_size=batch, sequence_length=length, precision=precision, gradient_checkpointing=again,
+        device=device, loss=loss,
+    )  # fmt: skip
+    found = memory.estimate(llama, request)
+    for each in (found.allocated, found.reserved, found.device):
+        assert 0 < each.low <= each.likely <= each.high
+    assert found.allocated.likely <= found.reserved.likely <= found.device.likely
+    longer = memory.estimate(llama, replace(request, sequence_length=length + 8))
+    assert longer.device.high >= found.device.high
+    assert json.loads(json.dumps(found.to_json()))["trainable"] == found.trainable
+
+
+def test_what_fits_is_the_largest_that_fits(llama):
+    request = memory.Request(batch_size=2, sequence_length=1024)
+    fits = memory.what_fits(llama, request, 24)
+    high = [
+        memory.estimate(llama, replace(request, batch_size=fits["largest_batch"] * n)).device.high / GIB for n in (1, 2)
+    ]
+    assert high[0] <= 24 < high[1]
+    high = [
+        memory.estimate(llama, replace(request, sequence_length=fits["longest_sequence"] + n)).device.high / GIB
+        for n in (0, 8)
+    ]
+    assert high[0] <= 24 < high[1] and fits["fits"] and fits["changes"] == []
+
+
+def test_changes_come_cheapest_first_and_end_where_it_fits(llama):
+    request = memory.Request(batch_size=16, sequence_length=2048, gradient_checkpointing=False)
+    fits = memory.what_fits(llama, request, 8)
+    assert not fits["fits"]
+    assert [next(iter(each["set"])) for each in fits["changes"]][:3] == [
+        "gradient_checkpointing",
+        "method",
+        "batch_size",
+    ]
+    assert [each["fits"] for each in fits["changes"]] == [False] * (len(fits["changes"]) - 1) + [True]
+
+
+def test_nothing_fits_into_nothing(llama):
+    fits = memory.what_fits(llama, memory.Request(), 0.5)
+    assert fits["largest_batch"] is None and fits["longest_sequence"] is None
+    assert not any(each["fits"] for each in fits["changes"])
+
+
+@pytest.mark.parametrize("gib", [0, -1, float("inf"), float("nan")])
+def test_impossible_memory(llama, gib):
+    with pytest.raises(PeftsmithError, match="GiB"):
+        memory.what_fits(llama, memory.Request(), gib)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rank": 0}, {"rank": -3}, {"batch_size": 0}, {"batch_size": True}, {"sequence_length": 0}, {"precision": "int3"},
+        {"optimizer": "lion"}, {"method": "dora"}, {"loss": "?"}, {"device": "tpu"}, {"targets": ["W_pack"]},
+        {"targets": "everything"}, {"sequence_length": 1 << 40},
+    ],
+)  # fmt: skip
+def test_impossible_requests(llama, changes):
+    with pytest.raises(PeftsmithError) as caught:
+        memory.estimate(llama, replace(memory.Request(), **changes))
+    assert caught.value.next_step
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "mixtral"}, {"quantization_config": {"quant_method": "awq"}}])
+def test_no_formula_no_guess(tmp_path, changes):
+    with pytest.raises(PeftsmithError, match="no memory formulas"):
+        memory.estimate(described(tmp_path, **changes), memory.Request())
+
+
+def test_what_was_not_verified_is_unknown(tmp_path, llama):
+    gemma = described(tmp_path, model_type="gemma2", architectures=["Gemma2ForCausalLM"])
+    found = memory.estimate(gemma, memory.Request(sequence_length=200_000))
+    assert {each.id: each.severity for each in found.findings} == {
+        "model.memory.unverified": "unknown",
+        "model.memory.beyond_positions": "warning",
+    }
+    assert memory.estimate(llama, memory.Request()).findings == []
+
+
+@pytest.mark.training
+@pytest.mark.parametrize(("batch", "checkpointing", "measured"), [(2, False, 1584), (8, False, 2849), (8, True, 2151)])
+def test_measured_on_the_cpu(smollm2, batch, checkpointing, measured):
+    """Peak resident sets in MiB of two TRL steps (fp32, rank 16, all-linear, rows of 64 tokens, two threads)."""
+    request = memory.Request(
+        batch_size=batch, sequence_length=64, precision="fp32", gradient_checkpointing=checkpointing, device="cpu"
+    )
+    found = memory.estimate(anatomy.inspect(str(smollm2)), request).device
+    assert found.likely / (1 << 20) == pytest.approx(measured, rel=0.06)
+    assert found.low < measured * (1 << 20) < found.high
+
+
+def test_a_405b_config_takes_milliseconds(tmp_path):
+    import time
+
+    huge = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128}
+    body = described(tmp_path, **huge, tie_word_embeddings=False)
+    assert body.parameters == 405_853_388_800
+    started = time.perf_counter()
+    memory.estimate(body, memory.Request(method="qlora"))
+    assert time.perf_counter() - started < 0.5

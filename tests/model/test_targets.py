@@ -1,0 +1,145 @@
+"""Target modules: PEFT's matching, exact counts from dimensions, findings, serving verdicts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from peftsmith.errors import PeftsmithError
+from peftsmith.model import anatomy, serving, targets
+
+TINYLLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632,
+    "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tinyllama(tmp_path_factory):
+    from peftsmith import files
+
+    files.set_roots(["/"])
+    folder = tmp_path_factory.mktemp("tinyllama")
+    (folder / "config.json").write_text(json.dumps(TINYLLAMA), encoding="utf-8")
+    return anatomy.inspect(str(folder))
+
+
+def ids(found) -> list[str]:
+    return [each.id for each in found]
+
+
+def test_the_seeds_wrong_number_is_right_here(tinyllama):
+    """4,194,304 is often quoted for q and v at rank 8; PEFT really trains 1,126,400."""
+    (choice,) = targets.find(tinyllama, rank=8, preset="query-value")
+    assert choice.trainable == 1_126_400 and choice.value == ["q_proj", "v_proj"]
+    assert choice.modules == 44 and choice.layers_matched == choice.layers_present == 22
+    assert choice.share == pytest.approx(1_126_400 / (1_100_048_384 + 1_126_400))
+
+
+def test_all_presets_in_order(tinyllama):
+    found = targets.find(tinyllama, rank=16)
+    assert [each.preset for each in found] == list(targets.PRESETS)
+    assert found[3].value == "all-linear" and found[3].trainable == found[1].trainable + found[2].trainable
+    assert all(json.loads(json.dumps(each.to_json()))["trainable"] == each.trainable for each in found)
+
+
+def test_changing_a_choice_changes_no_preset(tinyllama):
+    targets.find(tinyllama, rank=8, preset="attention")[0].value.append("x")
+    assert targets.PRESETS["attention"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        (["q_proj"], 22),
+        (["model.layers.3.self_attn.q_proj"], 1),
+        (["self_attn.q_proj", "layers.0.mlp.up_proj"], 23),
+        (["proj"], 0),
+        (["_proj"], 0),
+        ("q_proj", 0),
+        (r".*\.q_proj", 22),
+        (r"model\.layers\.[01]\..*_proj", 14),
+        ("all-linear", 154),
+        ("ALL-LINEAR", 154),
+        (["lm_head"], 1),
+        (["embed_tokens", "lm_head"], 2),
+    ],
+)
+def test_matching_as_peft_does(tinyllama, value, count):
+    assert len(targets.match(tinyllama, value)) == count
+
+
+def test_unmatched_names(tinyllama):
+    assert targets.unmatched(tinyllama, ["q_proj", "W_pack", "c_attn"]) == ["W_pack", "c_attn"]
+    assert targets.unmatched(tinyllama, "q_proj") == ["q_proj"]
+    assert targets.unmatched(tinyllama, "all-linear") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "rank", "expected"),
+    [
+        (["q_proj", "v_proj"], 8, []),
+        (["W_pack"], 8, ["model.targets.no_match"]),
+        (["q_proj", "W_pack"], 8, ["model.targets.unmatched"]),
+        (r"model\.layers\.\d\..*q_proj", 8, ["model.targets.layers_partial"]),
+        (["q_proj", "self_attn"], 8, ["model.targets.unmatched", "model.targets.not_adaptable"]),
+        (r".*layers\.\d+\.self_attn.*", 4, ["model.targets.not_adaptable"]),
+        (["q_proj", "input_layernorm"], 4, ["model.targets.unmatched", "model.targets.not_adaptable"]),
+        (["q_proj", "lm_head"], 8, ["model.targets.head"]),
+        (["k_proj"], 300, ["model.targets.rank_too_high", "model.targets.share_high"]),
+        ("all-linear", 16, ["model.targets.share_high"]),
+        ("all-linear", 256, ["model.targets.share_too_high"]),
+    ],
+)
+def test_findings(tinyllama, value, rank, expected):
+    assert ids(targets.judge(tinyllama, value, rank)) == expected
+
+
+def test_tied_ends_are_an_error(tiny_model):
+    body = anatomy.inspect(str(tiny_model))
+    for name in ("lm_head", "embed_tokens"):
+        assert "model.targets.tied_head" in ids(targets.judge(body, ["q_proj", name], 1))
+    assert targets.count(body, ["lm_head"], 4) == 4 * (64 + body.vocab)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 4097, True, 1.5, "8"])
+def test_ranks_that_cannot_be(tinyllama, rank):
+    with pytest.raises(PeftsmithError, match="rank"):
+        targets.find(tinyllama, rank=rank)
+
+
+def test_a_wrong_preset_and_a_broken_pattern(tinyllama):
+    with pytest.raises(PeftsmithError, match="preset"):
+        targets.find(tinyllama, rank=8, preset="everything")
+    for pattern in ("(", "x" * 501):
+        with pytest.raises(PeftsmithError) as caught:
+            targets.match(tinyllama, pattern)
+        assert "names" in caught.value.next_step
+
+
+def test_an_unknown_architecture_gets_no_guess(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**TINYLLAMA, "model_type": "mixtral"}), encoding="utf-8")
+    body = anatomy.inspect(str(tmp_path))
+    assert targets.find(body, rank=8) == []
+    with pytest.raises(PeftsmithError, match="not known exactly"):
+        targets.count(body, ["q_proj"], 8)
+
+
+@pytest.mark.parametrize(("rank", "flag"), [(1, "1"), (8, "8"), (24, "32"), (256, "256"), (400, "512")])
+def test_vllm_takes_only_some_ranks(rank, flag):
+    assert serving.verdicts("llama", rank, ends_adapted=False)["vllm"].endswith(f"--max-lora-rank {flag}")
+
+
+def test_serving_limits():
+    assert serving.verdicts("llama", 513, ends_adapted=False)["vllm"].startswith("merge: rank 513")
+    assert serving.verdicts("llama", 8, ends_adapted=False)["ollama"].startswith("ok")
+    assert serving.verdicts("qwen2", 8, ends_adapted=False)["ollama"].startswith("convert")
+    refused = serving.verdicts("llama", 8, ends_adapted=True)
+    assert [name for name, verdict in refused.items() if verdict.startswith("merge")] == [
+        "vllm",
+        "sglang",
+        "llama.cpp",
+        "ollama",
+    ]

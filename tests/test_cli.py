@@ -1,0 +1,81 @@
+"""The shell command: the same operations, exit codes, JSON everywhere."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftsmith import cli
+from peftsmith.operations import OPERATIONS
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(each) for each in arguments])
+    return code, capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_every_operation_is_a_command_with_help(capsys, name):
+    with pytest.raises(SystemExit) as left:
+        cli.main([name.replace("_", "-"), "--help"])
+    shown = capsys.readouterr().out
+    assert left.value.code == 0
+    for parameter in inspect.signature(OPERATIONS[name].run).parameters:
+        assert parameter in shown or parameter.replace("_", "-") in shown
+    assert "--json" in shown
+
+
+def test_every_operation_and_parameter_has_a_description():
+    for name, operation in OPERATIONS.items():
+        assert len(inspect.getdoc(operation.run) or "") > 40, name
+
+
+def test_json_is_the_operations_result(capsys, tiny_model):
+    code, shown = run(capsys, "inspect-model", tiny_model, "--json")
+    assert json.loads(shown.out)["model"]["parameters"] == 99648
+    assert code in (0, 1, 3)
+
+
+def test_people_see_findings_with_their_fix(capsys, tiny_model, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "x", "label": "a"}\n{"text": 1}\n' * 3, encoding="utf-8")
+    code, shown = run(capsys, "audit", tmp_path / "rows.jsonl", "--model", tiny_model)
+    assert code == 1
+    assert "data." in shown.out and "fix:" in shown.out
+
+
+def test_a_refusal_is_exit_code_2_in_both_forms(capsys):
+    code, shown = run(capsys, "inspect-model", "/no/such/folder")
+    assert (code, shown.out) == (2, "")
+    assert shown.err.startswith("peftsmith: ")
+    code, shown = run(capsys, "inspect-model", "/no/such/folder", "--json")
+    assert code == 2
+    assert json.loads(shown.out)["error"]
+
+
+@pytest.mark.parametrize("arguments", [("estimate", "x", "--rank", "0"), ("estimate", "x", "--fits-gib", "-1")])
+def test_values_out_of_range_are_refused_with_their_name(capsys, arguments):
+    code, shown = run(capsys, *arguments)
+    assert code == 2
+    assert arguments[2].strip("-").replace("-", "_") in shown.err
+
+
+def test_an_unknown_choice_is_a_usage_error():
+    with pytest.raises(SystemExit) as left:
+        cli.main(["estimate", "x", "--method", "magic"])
+    assert left.value.code == 2
+
+
+def test_output_has_no_colour_codes_when_it_is_not_a_terminal(tiny_model):
+    package = Path(cli.__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "peftsmith.cli", "inspect-model", str(tiny_model)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(package)},
+    )
+    assert "llama" in done.stdout
+    assert "\x1b" not in done.stdout

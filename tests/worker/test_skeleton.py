@@ -1,0 +1,68 @@
+"""Twins of several architectures are legal, small, and of the same kind as the original."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import textwrap
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SCRIPT = """
+    import json, sys, tempfile, torch, transformers
+    from pathlib import Path
+    from peftsmith.worker import skeleton
+    found = {}
+    for name in sys.argv[2:]:
+        config = transformers.AutoConfig.for_model(name).to_dict()
+        config["vocab_size"] = 1000
+        config["pad_token_id"] = 0
+        with tempfile.TemporaryDirectory() as folder:
+            made = skeleton.build(config, Path(sys.argv[1]), Path(folder) / "twin", seed=0)
+            model = transformers.AutoModelForCausalLM.from_pretrained(Path(folder) / "twin")
+            ids = torch.arange(24).reshape(2, 12)
+            finite = bool(torch.isfinite(model(input_ids=ids).logits).all())
+            kinds = lambda of: sorted(set(getattr(of, "layer_types", None) or []))
+            found[name] = {
+                **made,
+                "finite": finite,
+                "layer_types": kinds(model.config),
+                "full_layer_types": kinds(transformers.AutoConfig.for_model(name)),
+                "tied": model.config.tie_word_embeddings,
+                "full_tied": config["tie_word_embeddings"],
+            }
+    print(json.dumps(found))
+"""
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+}
+
+
+@pytest.mark.training
+def test_every_architecture_becomes_a_small_one_of_its_own_kind(training_python, tiny_model):
+    run = subprocess.run(
+        [training_python, "-c", textwrap.dedent(SCRIPT), str(tiny_model), *ARCHITECTURES],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "mcp_server"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    for name, made in json.loads(run.stdout.splitlines()[-1]).items():
+        assert made["architecture"] == ARCHITECTURES[name]
+        assert made["finite"], name
+        assert made["parameters"] < 2_000_000, name
+        assert made["layers"] == 2, name
+        assert made["vocab"] == 1000
+        assert made["layer_types"] == made["full_layer_types"], name
+        assert made["tied"] == made["full_tied"], name
