@@ -21,7 +21,7 @@ TOOLS = (
 
 
 # so small a model has few parameters to compare the adapter's with
-EXPECTED = {"model.targets.share_too_high", "plan.rank.share_too_high"}
+EXPECTED = {"model.targets.share_too_high"}
 
 
 def _errors(result: dict[str, Any]) -> list[str]:

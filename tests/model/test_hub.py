@@ -135,7 +135,11 @@ def test_a_tokenizer_that_was_never_fetched_is_unknown_without_network(models, a
 
 def test_the_users_own_variables_are_honoured(models, tmp_path):
     """HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE as huggingface_hub itself reads them, in a fresh process."""
-    code = "from peftsmith.model import source; m = source.open_model('own/tiny'); print(m.commit, len(m.tensors), m.small)"
+    code = (
+        "from peftsmith.model import source\n"
+        "found = source.open_model('own/tiny')\n"
+        "print(found.commit, len(found.tensors), found.small)"
+    )
     package = Path(source.__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(package), "HF_HOME": str(tmp_path / "home")}
     environment.pop("HF_HUB_CACHE", None)

@@ -1,7 +1,7 @@
 """Runs in the training environment: what transformers and PEFT really make of a config, as one JSON document.
 
-python with_peft.py FOLDER CASES_JSON: builds each case's model, saves it under FOLDER, and reports its parameters, linear
-modules, and for each (target_modules, rank) the adapted modules and trainable parameters of get_peft_model.
+python with_peft.py FOLDER CASES_JSON: builds each case's model, saves it under FOLDER, and reports its parameters,
+linear modules, and for each (target_modules, rank) the adapted modules and trainable parameters of get_peft_model.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ CASES = {
 # what comes out: every row alone and whole is the reference.
 PARITY = """
 import json, sys, evaluate
-evaluate.LABELS = evaluate.LABELS[:2] + ["other thing"]
+evaluate.LABELS = [*evaluate.LABELS, "other thing"]
 model, tokenizer = evaluate.load(sys.argv[1], evaluate.Path(sys.argv[2]))
 torch = evaluate.torch
 for name, parameter in model.named_parameters():
@@ -68,7 +68,13 @@ def _run(python: str, folder: Path, *arguments: str, stdin: str = "") -> subproc
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     environment = {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.run(
-        [python, *arguments], cwd=folder, env=environment, input=stdin, capture_output=True, encoding="utf-8", check=False
+        [python, *arguments],
+        cwd=folder,
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
 
 
@@ -172,7 +178,9 @@ def test_an_untrained_adapter_is_not_merged(training_python, tiny_model, tmp_pat
     text = script.read_text(encoding="utf-8")
     script.write_text(text.replace("LEARNING_RATE = 0.01", "LEARNING_RATE = 0.0"), encoding="utf-8")
     _good(_run(training_python, folder, "train.py", "--output", str(tmp_path / "run"), "--max-steps", "1"))
-    done = _run(training_python, folder, "merge.py", "--adapter", str(tmp_path / "run" / "adapter"), "--output", str(tmp_path))
+    done = _run(
+        training_python, folder, "merge.py", "--adapter", str(tmp_path / "run" / "adapter"), "--output", str(tmp_path)
+    )
     assert done.returncode != 0 and "the adapter is empty" in done.stderr
     assert not (tmp_path / "merged").exists() and not (tmp_path / "done.json").exists()
 

@@ -86,7 +86,8 @@ def make(project: Path, wish: Wish) -> Made:
         files={},
     )
     _write(project, text, locked, sources)
-    findings = [*body.findings, *report.findings, *advice.findings, *rules.check(made, body)]
+    notable = [each for each in body.findings if each.severity != "info"]  # inspect_model shows the rest
+    findings = [*notable, *report.findings, *advice.findings, *rules.check(made, body)]
     if facts.count < recommend.FEWEST_ROWS:
         findings.append(finding("advise.data.too_small", rows=facts.count))
     if usable is None:

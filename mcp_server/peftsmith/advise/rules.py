@@ -19,7 +19,6 @@ from peftsmith.plan import FineTunePlan
 if TYPE_CHECKING:
     from peftsmith.model.anatomy import Anatomy
 
-SHARE_ERROR, SHARE_WARNING = 0.10, 0.01
 LOWEST_LEARNING_RATE, HIGHEST_LEARNING_RATE = 5e-5, 5e-3
 LOWEST_SCALE, HIGHEST_SCALE = 0.25, 8.0
 MOST_EPOCHS = 8
@@ -84,16 +83,7 @@ def _serving(plan: FineTunePlan) -> list[Finding]:
 def _against_model(plan: FineTunePlan, anatomy: Anatomy) -> list[Finding]:
     from peftsmith.model import targets
 
-    found = []
-    wanted = plan.method.target_modules
-    missing = targets.unmatched(anatomy, wanted)
-    if missing:
-        found.append(finding("plan.targets.no_match", unmatched=missing))
-    trainable = targets.count(anatomy, wanted, plan.method.rank)
-    share = trainable / (anatomy.parameters + trainable)
-    if share > SHARE_WARNING:
-        id_ = "plan.rank.share_too_high" if share > SHARE_ERROR else "plan.rank.share_high"
-        found.append(finding(id_, trainable=trainable, share=round(share, 5)))
+    found = targets.judge(anatomy, plan.method.target_modules, plan.method.rank)
     if anatomy.max_positions and plan.training.max_length > anatomy.max_positions:
         found.append(
             finding("plan.max_length.above_model", max_length=plan.training.max_length, limit=anatomy.max_positions)

@@ -52,21 +52,21 @@ def check(project: Path, *, twin: bool = True) -> Checked:
     vetted = vet.vet(project, environment)
     findings += vetted
     proofs: dict[str, Any] = {"vet": {"ok": not _errors(vetted), "findings": sorted({each.id for each in vetted})}}
-    cached = False
+    timing: dict[str, Any] = {}
     if not twin:
         findings.append(finding("project.twin.skipped"))
     elif not _errors(findings):
         seen = twins.run_twin(project, environment)
         findings += seen.findings
-        cached = seen.cached
-        proofs["twin"] = {"ok": seen.proven, **seen.seen}
+        proofs["twin"] = {"ok": seen.proven, **{name: value for name, value in seen.seen.items() if name != "phases"}}
+        timing = {"cached": seen.cached, "seconds": seen.seconds, "phases": seen.seen.get("phases", {})}
     if _state(project, locked, wanted) != before:
         raise PeftsmithError(
             "Files of the project changed while they were being checked", value=str(project), next_step="Check again."
         )
     digest = _keep(project, locked, environment, data, before, proofs, passed=not _errors(findings))
     if "twin" in proofs:
-        proofs = {**proofs, "twin": {**proofs["twin"], "cached": cached}}
+        proofs = {**proofs, "twin": {**proofs["twin"], **timing}}
     return Checked(findings, digest, proofs)
 
 

@@ -74,7 +74,7 @@ def unreadable(script_text: str) -> list[str]:
 
 
 def patch(script_text: str, values: Mapping[str, Any]) -> str:
-    """The script with these settings replaced and everything else left as it is; PeftsmithError when one is not there."""
+    """The script with these settings replaced and the rest as it is; PeftsmithError when one is not there."""
     places = _assignments(script_text)
     raw = script_text.encode("utf-8")
     starts = [0]

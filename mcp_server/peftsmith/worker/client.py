@@ -32,6 +32,9 @@ START_SECONDS = 240.0  # importing from a cold disk takes the better part of a m
 EXIT_TAKEN = 75  # as in main.py, which runs under another Python
 _MAIN = Path(__file__).resolve().with_name("main.py")
 _LONGEST_SOCKET = 100  # AF_UNIX allows 107 bytes on Linux and 103 on macOS
+# glibc gives large blocks back at once, and the loss over a whole vocabulary then spends half its time on page faults.
+# Kept, they are reused; the children that use them live for seconds. Has to be set before the process starts.
+_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL", re.IGNORECASE)
 Progress = Callable[[dict[str, Any]], None]
 
@@ -173,7 +176,7 @@ def _spawn(environment: Environment, place: Path, *, quantise: bool) -> subproce
             stdout=log,
             stderr=log,
             cwd=place.parent,
-            env=kept,
+            env={**kept, **_ALLOCATOR},
             start_new_session=True,
         )
     threading.Thread(target=process.wait, daemon=True).start()  # a worker that ends must not stay a zombie of ours

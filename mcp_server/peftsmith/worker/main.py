@@ -33,7 +33,8 @@ LOG_TAIL = 4000
 EXIT_TAKEN = 75  # another worker holds this socket's lock
 HERE = Path(__file__).resolve().parent
 
-# Jobs never use the network or a GPU. One thread per pool while importing; the children get the processors back.
+# Jobs never use the network or a GPU. One thread each: their matrices are tiny, and waiting for a second thread costs
+# more than it computes.
 SURROUNDINGS = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
@@ -41,6 +42,8 @@ SURROUNDINGS = {
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
@@ -77,8 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.suppress(OSError):  # the error of the worker before this one
         os.truncate(place.with_suffix(".log"), 0)
     place.unlink(missing_ok=True)  # left by a killed worker: the lock proves that nobody listens there
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.update(SURROUNDINGS, OMP_NUM_THREADS=str(cpus), MKL_NUM_THREADS=str(cpus))
+    os.environ.update(SURROUNDINGS)
     sys.dont_write_bytecode = True
     adopt_package()
     import_libraries(quantise=arguments.quantise)
