@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from peftsmith import files
+from peftsmith.worker import client
 from tests.tiny import write_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -19,6 +20,7 @@ def own_cache(tmp_path_factory):
     before = os.environ.get("PEFTSMITH_HOME")
     os.environ["PEFTSMITH_HOME"] = str(tmp_path_factory.mktemp("peftsmith-home"))
     yield
+    client.stop_all()
     if before is None:
         del os.environ["PEFTSMITH_HOME"]
     else:

@@ -171,6 +171,10 @@ def test_four_clients_at_once_share_one_worker(environment):
     assert len(answers) == 4
     assert all(answer["checked"] == 2 for answer in answers)
     assert len(set(pids)) == 1
+    assert client.stop_all() == 1
+    wait_until(lambda: not client._locked(client.socket_path(environment)))
+    time.sleep(0.5)  # long enough for a spare that another client started to take over
+    assert client.stop_all() == 0
 
 
 def test_a_stale_socket_is_no_obstacle(environment):

@@ -72,7 +72,8 @@ def make(project: Path, wish: Wish) -> Made:
     made = _plan(project, wish, body, report, system_prompt, advice)
     text = plan.dump(made, {field: reason.reason for field, reason in advice.why.items()})
     environments = environment.find(_existing(project))
-    usable = next((each for each in environments if each.usable), None)
+    working = [each for each in environments if each.usable]
+    usable = environment.best(working) if working else None
     sources = {made.data.train: wish.data} | ({made.data.test: wish.test} if made.data.test and wish.test else {})
     locked = lock.Lock(
         peftsmith=__version__,

@@ -80,9 +80,14 @@ def call(
 
 def socket_path(environment: Environment, *, quantise: bool = False) -> Path:
     """Where the worker of this environment (interpreter and library versions) and this code listens."""
-    name = files.sha256_json([environment.key, quantise, str(_MAIN), files.sha256_file(_MAIN)])[:16] + ".sock"
+    name = files.sha256_json([environment.key, quantise, str(_MAIN), files.sha256_file(_MAIN)])[:16]
+    return _folder() / f"{name}.sock"
+
+
+def _folder() -> Path:
+    """The private folder of the workers' sockets: in the cache, or below the temporary folder if that is too long."""
     folder = files.cache_folder("workers")
-    if len(os.fsencode(folder / name)) > _LONGEST_SOCKET:
+    if len(os.fsencode(folder)) + len("/0123456789abcdef.sock") > _LONGEST_SOCKET:
         short = files.sha256_text(str(folder))[:12]
         folder = Path(tempfile.gettempdir()) / f"peftsmith-{os.getuid()}-{short}"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -94,17 +99,34 @@ def socket_path(environment: Environment, *, quantise: bool = False) -> Path:
             next_step="Remove it, or set PEFTSMITH_HOME to a folder of your own.",
         )
     folder.chmod(0o700)
-    return folder / name
+    return folder
 
 
 def stop(environment: Environment, *, quantise: bool = False) -> bool:
-    """End the environment's warm worker, if one listens; True when there was one."""
-    place = socket_path(environment, quantise=quantise)
-    with contextlib.suppress(OSError, ValueError):
-        if _locked(place):
-            os.kill(int(place.with_suffix(".lock").read_text(encoding="ascii")), signal.SIGTERM)
-            return True
-    return False
+    """End the environment's warm worker; True when there was one."""
+    return _stop(socket_path(environment, quantise=quantise))
+
+
+def stop_all() -> int:
+    """End every warm worker of this cache; returns how many there were."""
+    return sum(_stop(place) for place in _folder().glob("*.lock"))
+
+
+def _stop(place: Path) -> bool:
+    pid = _holder(place) if _locked(place) else None
+    if pid is None:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    return True
+
+
+def _holder(place: Path) -> int | None:
+    """The process id of the worker that holds, or held last, the lock of this name."""
+    try:
+        return int(place.with_suffix(".lock").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 def _connect(place: Path) -> socket.socket | None:
@@ -127,6 +149,8 @@ def _start(environment: Environment, place: Path, *, quantise: bool) -> socket.s
     while time.monotonic() < deadline:
         connection = _connect(place)
         if connection is not None:
+            if process is not None and _holder(place) != process.pid:
+                process.terminate()  # another client's worker was faster; ours would take over when that one ends
             return connection
         code = process.poll() if process is not None else EXIT_TAKEN
         if code == EXIT_TAKEN and not _locked(place):

@@ -33,8 +33,7 @@ LOG_TAIL = 4000
 EXIT_TAKEN = 75  # another worker holds this socket's lock
 HERE = Path(__file__).resolve().parent
 
-# Jobs never use the network or a GPU. One thread each: their matrices are tiny, and waiting for a second thread costs
-# more than it computes.
+# Jobs use no network and no GPU, and one thread: with tiny matrices, waiting for a second costs more than it computes.
 SURROUNDINGS = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
@@ -249,19 +248,18 @@ def _enforce_deadlines(guests: dict[int, Guest]) -> None:
 def _reap(guests: dict[int, Guest], selector: selectors.BaseSelector) -> None:
     """Close the connections whose child has ended; one that did not answer gets an error line with the log's end."""
     for guest in [each for each in guests.values() if each.pid]:
-        with contextlib.suppress(ChildProcessError):
-            pid, status = os.waitpid(guest.pid, os.WNOHANG)
-            if not pid:
-                continue
-            code = os.waitstatus_to_exitcode(status)
-            if guest.late:
-                cause = f"the job did not end within {guest.seconds:.0f} s and was killed"
-            elif code < 0:
-                cause = f"the job was killed by signal {-code} ({signal.Signals(-code).name})"
-            else:
-                cause = f"the job ended with exit code {code} without an answer"
-            if code != 0:
-                say(guest.connection, {"error": cause, "traceback": "", "log": tail(guest.log)})
+        pid, status = os.waitpid(guest.pid, os.WNOHANG)
+        if not pid:
+            continue
+        code = os.waitstatus_to_exitcode(status)
+        if guest.late:
+            cause = f"the job did not end within {guest.seconds:.0f} s and was killed"
+        elif code < 0:
+            cause = f"the job was killed by signal {-code} ({signal.Signals(-code).name})"
+        else:
+            cause = f"the job ended with exit code {code} without an answer"
+        if code != 0:
+            say(guest.connection, {"error": cause, "traceback": "", "log": tail(guest.log)})
         _kill(guest)  # whatever the child itself has left running
         _dismiss(guest, guests, selector)
 
