@@ -30,7 +30,7 @@ torch = evaluate.torch
 for name, parameter in model.named_parameters():
     if "lora_B" in name:
         parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
-chats = [each["prompt"] for each in evaluate.read_examples(evaluate.FOLDER / evaluate.TEST_FILE, 5)]
+chats = [each["prompt"] for each in evaluate.read_examples(evaluate.FOLDER / evaluate.TEST_FILE)]
 tokenizer.batch_decode = lambda rows, **_: [str(row.tolist()) for row in rows]
 def both():
     with torch.inference_mode():

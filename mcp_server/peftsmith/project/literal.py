@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from typing import Any
 
 from peftsmith import files
@@ -35,6 +36,9 @@ def setting(value: Any, name: str) -> Safe:
     if _fits(flat):
         return Safe(flat)
     if isinstance(value, str):
+        whole = _string(value)
+        if _fits(_INDENT + whole):
+            return Safe(f"{name} = (\n{_INDENT}{whole}\n)")
         pieces = _pieces(value)
         if len(pieces) == 1:
             return Safe(flat)
@@ -136,5 +140,13 @@ def _pieces(value: str) -> list[str]:
 
 
 def _fits(line: str) -> bool:
-    """Only where every character is surely one column wide: ruff measures columns, not characters."""
-    return len(line) <= LINE and line.isascii()
+    """ruff measures columns: East Asian wide characters take two, combining ones none."""
+    if line.isascii():
+        return len(line) <= LINE
+    return sum(_columns(character) for character in line) <= LINE
+
+
+def _columns(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
