@@ -19,7 +19,7 @@ demo: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 test: test-fast test-training
 
 test-fast: .venv/ready check
-	$(CONTROL) -m pytest -q -m "not training and not system"
+	$(CONTROL) -m pytest -q -n 2 --dist loadfile -m "not training and not system"
 
 test-training: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) -m pytest -q -m "training and not system"

@@ -5,13 +5,26 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from peftsmith import files
 from peftsmith.worker import client
 from tests.tiny import write_tiny_model
 
+# A busy machine is no fault of the code under test.
+hypothesis.settings.register_profile("peftsmith", deadline=None)
+hypothesis.settings.load_profile("peftsmith")
+
+NEEDS_TRAINING_PLANE = {"training_python", "smollm2"}
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    """Whatever uses the training environment or the demo model belongs to the second half of `make test`."""
+    for item in items:
+        if NEEDS_TRAINING_PLANE & set(item.fixturenames):
+            item.add_marker("training")
 
 
 @pytest.fixture(scope="session", autouse=True)

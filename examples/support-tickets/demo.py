@@ -25,9 +25,9 @@ REPOSITORY = HERE.parent.parent
 PROJECT = Path(os.environ.get("PEFTSMITH_DEMO_FOLDER") or REPOSITORY / "demo-run") / "support-tickets"
 MODEL = Path(os.environ.get("PEFTSMITH_TEST_MODEL") or REPOSITORY / ".cache" / "models" / "smollm2")
 INSTRUCTION = "Answer with one queue: bench, desk, ops, retain, revenue or trust."
-# What this demo wants differently from the recommendation: one pass over the rows keeps it short on two cores.
+# What this demo wants differently from the recommendation: less than one pass over the rows, for two slow cores.
 CHANGES: dict[str, Any] = {
-    "training.epochs": 1.0,
+    "training.epochs": 0.75,
     "training.gradient_accumulation": 1,
     "training.learning_rate": 1e-3,
     "training.warmup": 0.1,
@@ -158,7 +158,7 @@ def summary(
             f"method: {planned.method.kind}, rank {planned.method.rank}, {planned.method.target_modules} layers",
             f"trainable: {training['trainable_parameters']:,} of {training['all_parameters']:,} ({share:.2%})",
             f"time: training {trained['seconds']:.0f} s, the whole demo {seconds:.0f} s",
-            f"peak memory: estimated {estimate_text(estimate)}, measured {trained['peak_rss_bytes'] / 2**30:.2f} GiB",
+            f"peak memory: estimated {estimate_text(estimate)}, measured {trained['memory']['peak_rss_bytes'] / 2**30:.2f} GiB",
         ],
         "Quality on rows it has not seen": [
             *(f"{name}: {value:.1%}" for name, value in sorted(quality["baselines"].items(), key=lambda item: item[1])),

@@ -26,9 +26,14 @@ ADDED_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "DO_NOT_TRACK": "1",
 }
-# OpenMP threads that spin while they wait make a CPU step many times slower as soon as anything else runs beside it.
-# Only where the user has not chosen: OMP_WAIT_POLICY stays what it was.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+# For runs without a GPU, only where the user has not chosen. OpenMP threads that spin while they wait make a step many
+# times slower as soon as anything else runs; glibc hands the loss's large blocks back to the kernel after each use.
+ON_CPU = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+}
+_GPU = Path("/dev/nvidiactl")
 _PACKAGES = Path(__file__).resolve().parent.parent.parent
 
 
@@ -88,7 +93,7 @@ def launch(run: store.Run) -> None:
 
 def child_environment(added: Mapping[str, str]) -> dict[str, str]:
     """The user's environment as the script gets it: ours added, and the way to peftsmith's own packages taken out."""
-    environment = {**WAITING, **os.environ, **ADDED_ENVIRONMENT, **added}
+    environment = {**({} if _GPU.exists() else ON_CPU), **os.environ, **ADDED_ENVIRONMENT, **added}
     path = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
     kept = [entry for entry in path if Path(entry).resolve() != _PACKAGES]
     environment.pop("PYTHONPATH", None)

@@ -24,17 +24,22 @@ _TAIL_BYTES = 64 << 10
 _TAIL_LINES = 40
 _TAIL_CHARACTERS = 6000
 _POLL_SECONDS = 0.5
+_PEAKS = ("peak_rss_bytes", "peak_gpu_bytes")
 _ARTEFACTS = ("adapter", "checkpoints", "merged", "evaluation.json", "predictions.jsonl", "metrics.jsonl", "log.txt")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A run as it stood at one moment. `metrics` is the last row that the script wrote, or done.json's at its end."""
+    """A run as it stood at one moment. `metrics` is the last row that the script wrote, or done.json's at its end.
+
+    `memory` is the script's own peak in bytes (resident set, GPU reserved), known when it is done.
+    """
 
     run: store.Run
     state: str
     progress: dict[str, Any]
     metrics: dict[str, Any]
+    memory: dict[str, int]
     artefacts: dict[str, str]
     exit_code: int | None
     seconds: float | None
@@ -54,6 +59,7 @@ class Seen:
             "seconds": self.seconds,
             "progress": self.progress,
             "metrics": self.metrics,
+            "memory": self.memory,
         }
 
 
@@ -96,6 +102,7 @@ def look(run: store.Run, *, closely: bool = True) -> Seen:
         state=state,
         progress=judge.progress(rows, ended=state in ENDED),
         metrics=judge.plain(done["metrics"]) if state == "done" and done.get("metrics") else judge.latest(rows),
+        memory={name: done[name] for name in _PEAKS if isinstance(done.get(name), int)},
         artefacts=_artefacts(run, done),
         exit_code=status.get("exit_code"),
         seconds=_seconds(status, state),
