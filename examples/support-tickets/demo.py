@@ -150,6 +150,7 @@ def summary(
     training, quality, merge = trained["metrics"], evaluated["metrics"], merged["metrics"]
     runs = PROJECT / "runs"
     adapter = runs / trained["id"] / "adapter"
+    measured = trained["memory"]["peak_rss_bytes"] / 2**30
     low, high = quality["gain_95_percent_interval"]
     holds = quality["gain"] >= SMALLEST_GAIN and low >= SMALLEST_LOWER_BOUND
     share = training["trainable_parameters"] / training["all_parameters"]
@@ -158,7 +159,7 @@ def summary(
             f"method: {planned.method.kind}, rank {planned.method.rank}, {planned.method.target_modules} layers",
             f"trainable: {training['trainable_parameters']:,} of {training['all_parameters']:,} ({share:.2%})",
             f"time: training {trained['seconds']:.0f} s, the whole demo {seconds:.0f} s",
-            f"peak memory: estimated {estimate_text(estimate)}, measured {trained['memory']['peak_rss_bytes'] / 2**30:.2f} GiB",
+            f"peak memory: estimated {estimate_text(estimate)}, measured {measured:.2f} GiB",
         ],
         "Quality on rows it has not seen": [
             *(f"{name}: {value:.1%}" for name, value in sorted(quality["baselines"].items(), key=lambda item: item[1])),
