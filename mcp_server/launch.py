@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -222,7 +223,7 @@ class Front:
             self.end(0)  # the client has gone
 
     def end(self, code: int) -> NoReturn:
-        """Leave at once, and take the server and an installation along. Waits for no lock: signals come here too."""
+        """Leave at once, and take the server and an installation along. Waits for no lock."""
         if self.installer is not None:
             self.installer.stop()
         if self.child is not None and self.child.poll() is None:
@@ -256,9 +257,14 @@ def main() -> None:
     """Serve the client on stdin and stdout until it leaves."""
     manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
     front = Front(manifest, sys.stdout.buffer, float(os.environ.get("PEFTSMITH_FRONT_PATIENCE") or 20))
+    # Python runs a handler between two steps of the main thread, which may already be on its way into a read that never
+    # ends. The byte that the interpreter writes when a signal arrives wakes a thread in any case.
+    signals, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: front.end(128 + number))
-    for target in (front.bring_up, front.be_patient):
+        signal.signal(number, lambda number, frame: None)
+    for target in (front.bring_up, front.be_patient, lambda: front.end(128 + signals.recv(1)[0])):
         threading.Thread(target=target, daemon=True).start()
     for line in sys.stdin.buffer:
         front.from_client(line)
