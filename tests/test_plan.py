@@ -89,6 +89,12 @@ def test_remote_code_needs_a_pinned_commit():
         good(base={"model": "owner/name", "trust_remote_code": True})
 
 
+@pytest.mark.parametrize("separator", ["\x85", "\u2028", "\u2029", "\ufeff"])
+def test_separators_that_yaml_would_fold_are_refused(separator):
+    with pytest.raises(PeftsmithError, match="control characters"):
+        good(data={"train": "t", "format": "classification", "labels": ["a", "b"], "system_prompt": f"a{separator}b"})
+
+
 @given(st.text(max_size=60))
 def test_any_text_survives_or_is_refused(text):
     try:

@@ -20,7 +20,8 @@ from peftsmith.errors import PeftsmithError
 SCHEMA_VERSION = 1
 PLAN_FILE = "plan.yaml"
 _LARGEST_PLAN = 1 << 20
-_PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*")
+# Control characters, and the line separators that YAML would fold into a space.
+_PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]*")
 
 Text = Annotated[str, Field(max_length=20_000)]
 ShortText = Annotated[str, Field(min_length=1, max_length=500)]
@@ -36,7 +37,7 @@ class _Part(BaseModel):
     @classmethod
     def _no_control_characters(cls, value: object) -> object:
         if isinstance(value, str) and not _PLAIN.fullmatch(value):
-            raise ValueError("control characters are not allowed in a plan")
+            raise ValueError("control characters and line separators are not allowed in a plan")
         return value
 
 
