@@ -31,7 +31,9 @@ def classes(count=100):
 
 def lines(folder, name):
     path = folder / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def test_splits_labels_and_hashes(tmp_path):

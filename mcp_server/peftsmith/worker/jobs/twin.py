@@ -234,7 +234,8 @@ def _use(book: Book, project: Path, base: Path, work: Path, plan: dict[str, Any]
 def _evaluate(project: Path, common: list[str], output: Path) -> dict[str, Any]:
     scripts.run_main(project, "evaluate", [*common, "--output", str(output), "--max-steps", "2"])
     result = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
-    lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    text = (output / "predictions.jsonl").read_text(encoding="utf-8")
+    lines = [line for line in text.split("\n") if line]  # splitlines would also split inside of a user's text
     if not isinstance(result, dict) or not lines:
         raise Disproved("evaluate.py wrote no result or no prediction")
     return {"predictions": len(lines), "results": sorted(result)[:20]}
