@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class Outcome:
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Nothing of the user's: own home, dummy key, no traffic but the scripted API and what `more` brings."""
     home.mkdir(parents=True, exist_ok=True)
-    kept = {name: os.environ[name] for name in ("PATH", "PEFTSMITH_SERVER_PYTHON") if name in os.environ}
+    # The server runs with the tests' own Python: how it installs itself is tests/system/test_cold_start.py's matter.
+    kept = {"PATH": os.environ["PATH"], "PEFTSMITH_SERVER_PYTHON": sys.executable}
     return {
         **kept,
         "HOME": str(home),
