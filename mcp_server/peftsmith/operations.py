@@ -64,26 +64,40 @@ def inspect_model(model: Model, revision: Revision = None) -> Result:
     return _result(body.findings, model=body.to_json())
 
 
+Preset = Literal["query-value", "attention", "mlp", "all-linear", "experts", "everything"]
+Method = Annotated[str, Field(description="full, lora, qlora, or any PEFT type, such as ia3 or prompt_tuning.")]
+Optimizer = Literal[
+    "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd",
+    "lion_32bit", "lion_8bit",
+]  # fmt: skip
+
+
 def find_target_modules(
     model: Model,
     rank: Annotated[int, Field(ge=1, description="LoRA rank.")] = 16,
-    preset: Annotated[
-        Literal["query-value", "attention", "mlp", "all-linear"] | None,
-        Field(description="Only this choice; all of them when left out."),
+    preset: Annotated[Preset | None, Field(description="Only this choice; all of them when left out.")] = None,
+    method: Annotated[str, Field(description="PEFT type to count trainable parameters for.")] = "lora",
+    include: Annotated[
+        Literal["router", "head", "tower"] | None, Field(description="Also adapt these; never done unasked.")
+    ] = None,
+    most_share: Annotated[
+        float | None, Field(gt=0, le=1, description="Name the choice that trains at most this share of all parameters.")
     ] = None,
     revision: Revision = None,
 ) -> Result:
-    """Which modules LoRA should adapt, as the exact value for PEFT, with layers matched out of layers present, exact
-    trainable parameters and share at this rank, and which servers can serve it."""
+    """Which modules an adapter should reach, as the exact value for PEFT, with layers matched out of layers present,
+    exact trainable parameters and share at this rank, and which servers can serve it."""
     from peftsmith.model import anatomy, targets
 
     body = anatomy.inspect(model, revision)
-    found = targets.find(body, rank=rank, preset=preset)
+    found = targets.find(body, rank=rank, preset=preset, include=(include,) if include else (), method=method.upper())
+    fitting = targets.smallest(body, rank=rank, most_share=most_share) if most_share else None
     return _result(
         [*body.findings, *(f for choice in found for f in choice.findings)],
         model=body.id,
         rank=rank,
         choices=[choice.to_json() for choice in found],
+        within_share=fitting.preset if fitting else None,
     )
 
 
@@ -146,19 +160,38 @@ def prepare_dataset(
 
 def estimate_memory(
     model: Model,
-    method: Annotated[Literal["lora", "qlora"], Field(description="How to fine-tune.")] = "lora",
+    method: Method = "lora",
     rank: Annotated[int, Field(ge=1)] = 16,
-    target_modules: Annotated[Literal["query-value", "attention", "mlp", "all-linear"], Field()] = "all-linear",
+    target_modules: Preset = "all-linear",
     batch_size: Annotated[int, Field(ge=1, description="Rows on the device in one step.")] = 1,
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in the longest row.")] = 1024,
     precision: Literal["fp32", "bf16", "fp16"] = "bf16",
+    quantization: Annotated[
+        Literal["none", "nf4", "nf4_double", "fp4", "int8"] | None,
+        Field(description="How the base is held; as it is stored when left out."),
+    ] = None,
     gradient_checkpointing: bool = True,
+    optimizer: Optimizer = "adamw_torch_fused",
+    loss: Annotated[
+        Literal["trl_chunked", "stock", "fused", "liger"], Field(description="stock holds all logits.")
+    ] = "trl_chunked",
+    attention: Literal["sdpa", "flash", "eager"] = "sdpa",
+    task: Literal["sft", "dpo", "grpo", "classification", "seq2seq"] = "sft",
+    gpus: Annotated[int, Field(ge=1, description="Devices; the answer is for one of them.")] = 1,
+    sharding: Literal["none", "ddp", "zero2", "zero3", "fsdp2"] = "none",
+    offload: Literal["none", "optimizer", "all"] = "none",
     fits_gib: Annotated[float | None, Field(gt=0, description="Memory there is, in GiB: then says what fits.")] = None,
+    gpu: Annotated[str | None, Field(description="Or a GPU by name, such as L4 or A100-80GB.")] = None,
+    alternatives: Annotated[bool, Field(description="Also compare other ways to do the same job.")] = False,
+    precise: Annotated[bool, Field(description="Trace the real classes (needs a training environment).")] = False,
+    measured_gib: Annotated[
+        float | None, Field(gt=0, description="Peak of a finished run: compared with the estimate.")
+    ] = None,
     revision: Revision = None,
 ) -> Result:
     """How much memory fine-tuning will take: allocated, reserved and whole device with a range each, the terms it is
-    made of, what it assumes, and what would fit in `fits_gib`."""
-    from peftsmith.model import anatomy, memory
+    made of, what it assumes, what would fit in `fits_gib` or on `gpu`, and what else could be done. An estimate."""
+    from peftsmith.model import anatomy, answers, memory
 
     body = anatomy.inspect(model, revision)
     request = memory.Request(
@@ -168,11 +201,59 @@ def estimate_memory(
         batch_size=batch_size,
         sequence_length=sequence_length,
         precision=precision,
+        quantization=quantization,
         gradient_checkpointing=gradient_checkpointing,
+        optimizer=optimizer,
+        loss=loss,
+        attention=attention,
+        task=task,
+        gpus=gpus,
+        sharding=sharding,
+        offload=offload,
     )
-    estimate = memory.estimate(body, request)
-    fits = memory.what_fits(body, request, fits_gib) if fits_gib else None
-    return _result([*body.findings, *estimate.findings], estimate=estimate.to_json(), fits=fits)
+    answer = answers.memory_answer(
+        body,
+        request,
+        gib=fits_gib,
+        gpu=gpu,
+        alternatives=alternatives,
+        precise=precise,
+        measured_gib=measured_gib,
+        project=files.resolve("."),
+    )
+    return _result([*body.findings, *answer.findings], **answer.parts)
+
+
+def estimate_time(
+    model: Model,
+    tokens: Annotated[int, Field(ge=1, description="Tokens of the training rows, without padding (audit_dataset).")],
+    gpu: Annotated[str, Field(description="A GPU by name, such as L4, RTX 4090 or A100-80GB.")],
+    epochs: Annotated[float, Field(gt=0)] = 1.0,
+    padding: Annotated[float, Field(ge=0, lt=1, description="Share of a batch that is padding; 0 when packed.")] = 0.0,
+    method: Method = "lora",
+    rank: Annotated[int, Field(ge=1)] = 16,
+    batch_size: Annotated[int, Field(ge=1)] = 1,
+    sequence_length: Annotated[int, Field(ge=8)] = 1024,
+    gradient_checkpointing: bool = True,
+    gpus: Annotated[int, Field(ge=1)] = 1,
+    evaluation_tokens: Annotated[int, Field(ge=0)] = 0,
+    evaluations: Annotated[int, Field(ge=0)] = 0,
+    price_per_hour: Annotated[float | None, Field(gt=0, description="Of one GPU, in your currency.")] = None,
+    watts: Annotated[float | None, Field(gt=0, description="That one GPU draws.")] = None,
+    revision: Revision = None,
+) -> Result:
+    """How long training will take on a GPU, as a range, from FLOPs and bytes; with cost and energy for a price and a
+    power that you give. An estimate: measure a few steps before you pay for many."""
+    from peftsmith.model import anatomy, memory, speed
+
+    body = anatomy.inspect(model, revision)
+    request = memory.Request(
+        method=method, rank=rank, batch_size=batch_size, sequence_length=sequence_length,
+        gradient_checkpointing=gradient_checkpointing, gpus=gpus,
+    )  # fmt: skip
+    work = speed.Work(tokens, epochs, padding, evaluation_tokens, evaluations)
+    found = speed.estimate(body, request, work, speed.gpu(gpu), price_per_hour=price_per_hour, watts=watts)
+    return _result(body.findings, estimate=found)
 
 
 def plan_finetune(
@@ -338,6 +419,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(audit_dataset, "Audit a data set"),
         Operation(prepare_dataset, "Prepare a data set", reads_only=False),
         Operation(estimate_memory, "Estimate memory"),
+        Operation(estimate_time, "Estimate time and cost"),
         Operation(plan_finetune, "Plan a fine-tune", reads_only=False),
         Operation(generate_project, "Generate the project", reads_only=False),
         Operation(check_project, "Check the project", reads_only=False),

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from peftsmith.errors import PeftsmithError
-from peftsmith.model import anatomy, serving, targets
+from peftsmith.model import anatomy, serving, target_findings, targets
 
 TINYLLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632,
@@ -94,13 +94,13 @@ def test_unmatched_names(tinyllama):
     ],
 )
 def test_findings(tinyllama, value, rank, expected):
-    assert ids(targets.judge(tinyllama, value, rank)) == expected
+    assert ids(target_findings.judge(tinyllama, value, rank)) == expected
 
 
 def test_tied_ends_are_an_error(tiny_model):
     body = anatomy.inspect(str(tiny_model))
     for name in ("lm_head", "embed_tokens"):
-        assert "model.targets.tied_head" in ids(targets.judge(body, ["q_proj", name], 1))
+        assert "model.targets.tied_head" in ids(target_findings.judge(body, ["q_proj", name], 1))
     assert targets.count(body, ["lm_head"], 4) == 4 * (64 + body.vocab)
 
 

@@ -81,9 +81,9 @@ def _serving(plan: FineTunePlan) -> list[Finding]:
 
 
 def _against_model(plan: FineTunePlan, anatomy: Anatomy) -> list[Finding]:
-    from peftsmith.model import targets
+    from peftsmith.model import target_findings
 
-    found = targets.judge(anatomy, plan.method.target_modules, plan.method.rank)
+    found = target_findings.judge(anatomy, plan.method.target_modules, plan.method.rank)
     if anatomy.max_positions and plan.training.max_length > anatomy.max_positions:
         found.append(
             finding("plan.max_length.above_model", max_length=plan.training.max_length, limit=anatomy.max_positions)

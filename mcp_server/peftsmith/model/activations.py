@@ -1,22 +1,32 @@
-"""What a forward pass of a dense Llama-like model with LoRA keeps for its backward pass, in bytes a token.
+"""What the forward pass of a block keeps for its backward pass, in bytes a token, from the block's own widths.
 
-Knows: which tensors autograd saves in attention, MLP, norms and LoRA branches (transformers 5, PEFT 0.21), by number
-format, and what TRL's and the stock causal-LM loss hold.
-Does not know: weights, optimiser or allocator (memory.py). A test compares the sums with torch's saved_tensors_hooks.
+Knows: which tensors autograd saves in attention, feed-forward, experts and norms of transformers 5, by number format,
+activation function and attention kernel, for a frozen and for a trained base.
+Does not know: what an adapter adds (methods.py), losses (losses.py), or weights, optimiser and allocator (memory.py).
+A test compares the sums with torch's saved_tensors_hooks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from peftsmith.model.anatomy import Anatomy
+from peftsmith.model.blocks import Attention, Block, Experts, FeedForward
 
-# TRL 1.16, trl/kernels/chunked_logprob.py and trl/trainer/utils.py: the loss works on tiles of tokens x vocabulary
-TRL_TOKENS, TRL_VOCABULARY = 4096, 32768
-# Without Triton the tile's gradient is worked out in torch: scaled, shifted, log-probability, probability, gradient,
-# target mask and three temporaries, each a float32 tile (same file, _backward_tile).
-TRL_TILES_IN_TORCH = 9
+# Tensors of the hidden width that an activation function keeps (transformers/activations.py, torch autograd formulas):
+# fused kernels keep their input; gelu_new is written out in Python and keeps x, 0.5 x, tanh and 1 + tanh.
+KEPT_BY_ACTIVATION = {
+    "gelu_new": 4,
+    "gelu_fast": 6,
+    "gelu_python": 3,
+    "quick_gelu": 2,
+    "relu2": 2,
+    "relu_squared": 2,
+}
+# A scan over states has no formula here: what its projections put out, three times over (input, state, output).
+STATE_COPIES = 3
+FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,8 @@ class Numbers:
     """How a run computes. Bytes a number: `wide` of a linear layer's output, `attention` of q, k, v, `adapter` of LoRA.
 
     `autocast` as HF's Trainer sets it with bf16 or fp16; `masked`: a padding mask reaches the attention kernel;
-    `flash`: FlashAttention instead of SDPA; `math`: SDPA falls back to the kernel that keeps all probabilities.
+    `flash`: FlashAttention instead of SDPA; `math`: SDPA falls back to the kernel that keeps all probabilities;
+    `eager`: attention written out, which keeps them in two formats. `trained`: the base's own weights train.
     """
 
     wide: int
@@ -35,50 +46,104 @@ class Numbers:
     flash: bool
     math: bool
     dropout: bool
+    eager: bool = False
+    trained: bool = False
 
 
-def layer(body: Anatomy, targets: Mapping[str, tuple[int, int]], rank: int, length: int, numbers: Numbers) -> int:
-    """Bytes a token of one layer. `targets` maps the leaf names of adapted modules to (in, out); `length` in tokens."""
-    query = body.heads * body.head_dim
-    key = body.kv_heads * body.head_dim
-    norms = 2 * 4 * body.hidden
-    if (numbers.masked and not numbers.flash) or numbers.math:
-        key = query  # repeat_kv
-    attention = numbers.attention * (2 * query + 2 * key) + 4 * body.heads
+@dataclass(frozen=True)
+class Geometry:
+    """What config.json says of attention and activation functions; heads of the text model."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    activation: str
+    experts_per_token: int
+    dropout: bool
+    rotary: bool
+
+
+def geometry(config: Mapping[str, Any], *, heads: int, kv_heads: int, head_dim: int) -> Geometry:
+    """The geometry of a config.json (text_config of a composed model)."""
+    text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
+    assert isinstance(text, Mapping)
+    names = (
+        "hidden_act",
+        "activation_function",
+        "hidden_activation",
+        "dense_act_fn",
+        "feed_forward_proj",
+        "activation",
+    )
+    activation = next((text[name] for name in names if isinstance(text.get(name), str)), "silu")
+    per_token = next(
+        (text[name] for name in ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_k")
+         if isinstance(text.get(name), int)), 2,
+    )  # fmt: skip
+    rates = ("resid_pdrop", "hidden_dropout", "hidden_dropout_prob", "dropout", "dropout_rate", "resid_dropout")
+    return Geometry(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        activation=str(activation).removeprefix("gated-"),
+        experts_per_token=per_token,
+        dropout=any(isinstance(text.get(name), float) and text[name] > 0 for name in rates),
+        rotary=any(
+            name in text for name in ("rope_theta", "rope_parameters", "rope_scaling", "rotary_dim", "rotary_pct")
+        ),
+    )
+
+
+def block(body: Block, geo: Geometry, length: int, numbers: Numbers) -> float:
+    """Bytes a token that one block keeps, adapters left out. `length` in tokens of a row."""
+    kept: float = body.norms * FLOAT32 * body.hidden
+    kept -= body.centred_norms * (FLOAT32 - numbers.wide) * body.hidden
+    kept += sum(_attention(each, geo, length, numbers) for each in body.attention)
+    kept += sum(_feed_forward(each, geo, numbers) for each in body.feed_forward)
+    kept += sum(_experts(each, geo, body.hidden, numbers) for each in body.experts)
+    kept += STATE_COPIES * numbers.wide * body.state
+    if geo.dropout:
+        kept += body.hidden * (len(body.attention) + len(body.feed_forward))
+    return kept + (_trained(body, numbers) if numbers.trained else 0)
+
+
+def _attention(unit: Attention, geo: Geometry, length: int, numbers: Numbers) -> float:
+    query, key, value = unit.query, unit.key, unit.value
+    repeated = (numbers.masked and not numbers.flash) or numbers.math or numbers.eager
+    if repeated and geo.kv_heads != geo.heads:
+        key, value = query, max(query, value)  # repeat_kv
+    size = numbers.attention
+    kept = size * (2 * query + key + value) + FLOAT32 * geo.heads
+    if unit.fused and geo.rotary and not repeated:
+        kept += size * (unit.query + unit.key)  # the value is a view, which holds the whole fused output
+    if unit.normed:
+        kept += FLOAT32 * (unit.query + unit.key)
+    kept += (FLOAT32 + numbers.wide) * unit.low_rank
+    if numbers.eager:
+        return kept + geo.heads * length * (FLOAT32 + size) + size * query
     if numbers.masked and not numbers.flash:
-        attention += numbers.attention * length
+        kept += size * length
     if numbers.math:
-        attention += numbers.attention * (body.heads * length + 2 * query)
-    mlp = 3 * numbers.wide * body.intermediate
-    return norms + attention + mlp + _branches(targets, rank, numbers)
+        kept += size * (geo.heads * length + 2 * query)
+    return kept
 
 
-def _branches(targets: Mapping[str, tuple[int, int]], rank: int, numbers: Numbers) -> int:
-    """LoRA's own: the input of lora_A and of lora_B. An input in the adapter's own format is kept once for all who
-    share it (o_proj's is the attention output, kept anyway); any other is cast, and each module keeps its copy."""
-    narrow = 2 if numbers.autocast else numbers.adapter
-    shared = numbers.wide == narrow and not (numbers.autocast and numbers.adapter == 4) and not numbers.dropout
-    total = len(targets) * narrow * rank
-    if not shared:
-        copies = sum(narrow * inputs for inputs, _ in targets.values())
-        masks = sum(inputs for inputs, _ in targets.values()) if numbers.dropout else 0
-        return total + copies + masks
-    groups = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("down_proj",))
-    for group in groups:
-        inputs = [targets[name][0] for name in group if name in targets]
-        total += narrow * max(inputs, default=0)
-    return total
+def _feed_forward(unit: FeedForward, geo: Geometry, numbers: Numbers) -> float:
+    tensors = KEPT_BY_ACTIVATION.get(geo.activation, 1) + (2 if unit.gated else 0)
+    return tensors * numbers.wide * unit.width
 
 
-def stock_loss(vocab: int, tokens: int, numbers: Numbers) -> int:
-    """transformers' ForCausalLMLoss: logits, float32 log-softmax and two gradients, 14 or 16 bytes a logit."""
-    return (16 if numbers.wide == 4 else 14) * vocab * tokens
+def _experts(unit: Experts, geo: Geometry, hidden: int, numbers: Numbers) -> float:
+    """Every token runs through `experts_per_token` experts; routing weights want the experts' outputs kept as well."""
+    one = _feed_forward(FeedForward(unit.width, unit.gated, True), geo, numbers) + numbers.wide * hidden
+    chosen = min(geo.experts_per_token, unit.count) * one
+    if numbers.trained:
+        chosen += min(geo.experts_per_token, unit.count) * numbers.wide * (hidden + unit.width)
+    return chosen + 2 * FLOAT32 * unit.count
 
 
-def trl_loss(body: Anatomy, tokens: int, numbers: Numbers, *, triton: bool) -> int:
-    """TRL 1.16's loss: one tile (several without Triton), the hidden states' float32 gradient, a slice of the head."""
-    number = 2 if numbers.autocast else numbers.wide
-    tile = min(tokens, TRL_TOKENS) * TRL_VOCABULARY
-    tiles = tile * number + (0 if triton else tile * 4 * TRL_TILES_IN_TORCH)
-    head = TRL_VOCABULARY * body.hidden * 4 if number == 2 and not triton else 0
-    return tiles + tokens * body.hidden * (4 + number) + head
+def _trained(body: Block, numbers: Numbers) -> float:
+    """Inputs of the linear layers and of the norms' weights, which a frozen base need not keep."""
+    inputs = numbers.wide * body.hidden * (len(body.attention) + len(body.feed_forward))
+    inputs += numbers.wide * sum(each.width for each in body.feed_forward)
+    return inputs + numbers.wide * body.hidden * (body.norms - body.centred_norms)

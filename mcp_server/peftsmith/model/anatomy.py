@@ -1,27 +1,30 @@
 """What a base model is, without loading a weight: sizes, exact parameters, linear modules, tokens, licence.
 
 Knows: how to join config.json, safetensors headers and tokenizer files, and what contradicts what.
-Does not know: where the files come from (source.py), what one architecture looks like (layouts.py), what it costs
-(memory.py). What it cannot derive for certain is a finding, and stays empty.
+Does not know: where the files come from (source.py), what one architecture looks like (layouts.py, stored.py), sizes
+and quantisation by their many names (traits.py), what it costs (memory.py). What is not certain is a finding.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, Severity, finding
-from peftsmith.model import layouts, source, tokens
+from peftsmith.model import catalogue, layouts, source, stored, tokens, traits
 from peftsmith.model.headers import Tensor
+from peftsmith.model.modules import Skeleton
+from peftsmith.model.roles import role
 
 HEAD = "lm_head"
 EMBEDDING = "model.embed_tokens"
+_LINEAR = ("linear", "conv1d")
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _FAULTS_SHOWN = 5
@@ -33,9 +36,8 @@ class Anatomy:
     """A base model as far as it is known for certain.
 
     `parameters` counts what transformers would count (a tied lm_head once); 0 when it could not be counted (a finding
-    says why). `linear` maps each linear module of the layers, and lm_head when it has a tensor of its own, to
-    (in_features, out_features); it is empty for architectures without a layout. `other_modules` are those that LoRA
-    cannot adapt.
+    says why). `skeleton` is None for architectures whose modules are not known; sizes that a model does not have are 0.
+    `quantization` is the scheme in which the weights are stored already, `quantization_detail` what config.json says.
     """
 
     id: str
@@ -56,37 +58,68 @@ class Anatomy:
     dtype: str
     max_positions: int | None
     quantization: str | None
-    linear: dict[str, tuple[int, int]]
+    skeleton: Skeleton | None = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
     eos_token_ids: list[int]
     pad_token_id: int | None
     bos_token_id: int | None
     chat_template: str | None
     licence: str | None
     findings: list[Finding] = field(default_factory=list, repr=False)
-    other_modules: tuple[str, ...] = field(default=(), repr=False)
+    quantization_detail: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def supported(self) -> bool:
-        """True when the modules are known exactly, so that targets and memory can be worked out."""
-        return bool(self.linear)
+        """True when the modules are known, so that targets and memory can be worked out."""
+        return self.skeleton is not None
+
+    @cached_property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """Every linear module by full path to (inputs, outputs); a tied output head is none of its own."""
+        if self.skeleton is None:
+            return {}
+        tied = self.skeleton.tied
+        return {
+            m.name: (m.inputs, m.outputs)
+            for m in self.skeleton.modules
+            if m.kind in _LINEAR and f"{m.name}.weight" not in tied
+        }
+
+    @property
+    def other_modules(self) -> tuple[str, ...]:
+        """Modules that LoRA cannot adapt: containers, norms, and what has parameters of another kind."""
+        if self.skeleton is None:
+            return ()
+        rest = (m.name for m in self.skeleton.modules if m.kind in ("norm", "other", "experts"))
+        return (*self.skeleton.containers, *rest)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `linear` is summed up by module name, unknown counts are null."""
-        skipped = {"findings", "other_modules", "linear", "folder", "chat_template"}
+        skipped = {"findings", "linear", "folder", "chat_template", "skeleton", "config", "quantization_detail"}
         plain = {name: value for name, value in vars(self).items() if name not in skipped}
         leaves: dict[str, Counter[tuple[int, int]]] = {}
         for name, sizes in self.linear.items():
-            leaves.setdefault(name.rpartition(".")[2], Counter())[sizes] += 1
+            leaves.setdefault(_leaf(name), Counter())[sizes] += 1
         return {
             **plain,
             "parameters": self.parameters or None,
             "folder": str(self.folder) if self.folder else None,
             "chat_template": None if self.chat_template is None else files.clean(self.chat_template, 1000),
+            "modules_from": self.skeleton.source if self.skeleton else None,
+            "quantization_detail": dict(self.quantization_detail),
+            "layer_kinds": traits.layer_kinds(self.skeleton, self.config),
+            "experts": traits.experts(self.skeleton, self.config),
+            "towers": traits.towers(self.skeleton),
             "linear": {
                 leaf: [{"modules": count, "in": i, "out": o} for (i, o), count in sizes.items()]
                 for leaf, sizes in leaves.items()
             },
         }
+
+
+def _leaf(name: str) -> str:
+    """The last part of a path that is not a number."""
+    return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
 
 
 def inspect(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Anatomy:
@@ -100,86 +133,118 @@ def inspect(model: str, revision: str | None = None, *, trust_remote_code: bool 
 def describe(model: source.ModelFiles, *, trust_remote_code: bool = False) -> Anatomy:
     """The anatomy of opened files."""
     config = model.config
-    layout = layouts.find(config)
     findings = list(model.notes)
-    findings += _remote_code(config, layout, opted_in=trust_remote_code)
-    quantization = _quantization(config)
-    if quantization:
-        findings.append(
-            finding("model.quantization.unsupported", f"The weights are already quantised ({quantization}).")
-        )
-    if layout is None:
-        findings.append(_unsupported(config, quantization))
-    tied = layout.tied if layout else config.get("tie_word_embeddings") is True
-    stored = {name: each for name, each in model.tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    if layout and layout.tied and not quantization and {EMBEDDING + ".weight", HEAD + ".weight"} <= stored.keys():
-        tied, notes = _really_tied(model.small, stored[EMBEDDING + ".weight"], stored[HEAD + ".weight"])
+    scheme, detail = traits.quantization(config)
+    implied = layouts.skeleton(config)
+    tensors = {name: each for name, each in model.tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    packed = stored.is_packed(tensors)
+    if implied is not None:
+        implied, notes = _with_real_ties(implied, tensors, model.small, packed=packed)
         findings += notes
-    expected = {}
-    if layout:
-        expected = layout.tensors() | ({} if tied else {HEAD + ".weight": (layout.vocab, layout.hidden)})
-    if layout and stored and not quantization:
-        findings += _contradictions(stored, expected, tied=tied)
-    counted = _counted(stored, tied=tied) if stored and not quantization else {}
-    parameters = sum(each.elements for each in counted.values()) or sum(map(prod, expected.values()))
-    dtype = _dtype(stored, config)
-    text = tokens.read(model, layout.vocab if layout else None)
+    body, notes = _modules(config, implied, tensors, packed=packed)
+    findings += notes
+    findings += _remote_code(config, body, opted_in=trust_remote_code)
+    if scheme:
+        findings.append(
+            finding(
+                "model.quantization.stored", f"The weights are already quantised ({scheme}).", scheme=scheme, **detail
+            )
+        )
+    if body is None:
+        findings.append(_unsupported(config, scheme))
+    elif not tensors and not any(each.id.startswith("model.weights.") for each in findings):
+        findings.append(finding("model.weights.missing"))
+    sizes = traits.sizes(config, body)
+    if sizes["kv_heads"] and sizes["heads"] % sizes["kv_heads"]:
+        raise PeftsmithError(
+            "config.json contradicts itself: the heads do not divide evenly",
+            value={name: sizes[name] for name in ("heads", "kv_heads", "hidden")},
+            next_step="Fetch config.json again, or correct it.",
+        )
+    counted = {} if packed else _counted(tensors, body)
+    parameters = sum(each.elements for each in counted.values()) or (body.parameters if body else 0)
+    dtype = _dtype(tensors, config)
+    text = tokens.read(model, sizes["vocab"] or None)
     if model.licence is None:
         findings.append(finding("model.licence.unknown"))
-    if layout and not stored and not any(each.id.startswith("model.weights.") for each in findings):
-        findings.append(finding("model.weights.missing"))
     return Anatomy(
         id=model.id,
         commit=model.commit,
         folder=model.folder,
         model_type=_name(config.get("model_type")) or "unknown",
         architecture=_architecture(config),
-        layers=layout.layers if layout else 0,
-        hidden=layout.hidden if layout else 0,
-        intermediate=layout.intermediate if layout else 0,
-        heads=layout.heads if layout else 0,
-        kv_heads=layout.kv_heads if layout else 0,
-        head_dim=layout.head_dim if layout else 0,
-        vocab=layout.vocab if layout else 0,
-        tied_embeddings=tied,
+        **sizes,
+        tied_embeddings=_is_tied(body) if body else config.get("tie_word_embeddings") is True,
         parameters=parameters,
-        parameter_bytes=sum(each.size for each in (counted or stored).values()) or parameters * BYTES[dtype],
+        parameter_bytes=sum(each.size for each in (counted or tensors).values()) or parameters * BYTES[dtype],
         dtype=dtype,
         max_positions=_positions(config),
-        quantization=quantization,
-        linear=_linear(layout, tied=tied),
+        quantization=scheme,
+        skeleton=body,
+        config=config,
         eos_token_ids=list(text.stop),
         pad_token_id=text.pad,
         bos_token_id=text.bos,
         chat_template=text.chat_template,
         licence=model.licence,
         findings=[*findings, *text.findings],
-        other_modules=layout.other_modules() if layout else (),
+        quantization_detail=detail,
     )
 
 
-def _linear(layout: layouts.Layout | None, *, tied: bool) -> dict[str, tuple[int, int]]:
-    if layout is None:
-        return {}
-    return layout.linear() | ({} if tied else {HEAD: (layout.hidden, layout.vocab)})
+def _modules(
+    config: Mapping[str, Any], implied: Skeleton | None, tensors: Mapping[str, Tensor], *, packed: bool
+) -> tuple[Skeleton | None, list[Finding]]:
+    """The skeleton: config.json's where the stored tensors bear it out, else the header's."""
+    if not tensors or packed:
+        return implied, []
+    if implied is not None:
+        have = stored.parameters(tensors, fuse=any(module.kind == "experts" for module in implied.modules))
+        want = {f"{m.name}.{leaf}": shape for m in implied.modules for leaf, shape in m.parameters.items()}
+        if len(want.keys() & have.keys()) * 2 >= len(want):
+            return implied, _contradictions(have, want, implied.tied)
+        return implied, [finding("model.tensors.renamed", stored=sorted(have)[:_FAULTS_SHOWN])]
+    kind = _name(config.get("model_type")) or "unknown"
+    read = stored.skeleton(
+        stored.parameters(tensors, fuse=False), model_type=kind, architecture=_architecture(config) or "", known={}
+    )
+    notes = [finding("model.modules.from_header", model_type=kind)]
+    if read.unclear:
+        notes.append(finding("model.modules.unclear", modules=list(read.unclear[:_FAULTS_SHOWN])))
+    return read.skeleton, notes
 
 
-def _counted(stored: Mapping[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
-    """What is stored, the output head left out where it is the embedding itself."""
-    twice = tied and EMBEDDING + ".weight" in stored
-    return {name: each for name, each in stored.items() if not (twice and name == HEAD + ".weight")}
+def _with_real_ties(
+    body: Skeleton, tensors: Mapping[str, Tensor], folder: Path, *, packed: bool
+) -> tuple[Skeleton, list[Finding]]:
+    """The skeleton without a tie that the weights contradict: both ends are stored, and they differ."""
+    for name, target in body.tied.items():
+        if not packed and name in tensors and target in tensors:
+            tied, notes = _really_tied(folder, tensors[target], tensors[name])
+            return (body if tied else replace(body, tied={})), notes
+    return body, []
+
+
+def _is_tied(body: Skeleton) -> bool:
+    return any(role(name.rpartition(".")[0]) == "head" for name in body.tied)
+
+
+def _counted(tensors: Mapping[str, Tensor], body: Skeleton | None) -> dict[str, Tensor]:
+    """What is stored, shared tensors counted once."""
+    ties = body.tied if body else {}
+    return {name: each for name, each in tensors.items() if not (name in ties and ties[name] in tensors)}
 
 
 def _contradictions(
-    stored: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], *, tied: bool
+    have: dict[str, tuple[int, ...]], want: dict[str, tuple[int, ...]], tied: Mapping[str, str]
 ) -> list[Finding]:
-    """Stored tensors against those that config.json implies. A tied model may store either end, or both."""
-    have = {name: each.shape for name, each in stored.items()}
-    want = dict(expected)
-    if tied and EMBEDDING + ".weight" not in have and HEAD + ".weight" in have:
-        want[HEAD + ".weight"] = want.pop(EMBEDDING + ".weight")
-    elif tied:
-        have.pop(HEAD + ".weight", None)
+    """Stored shapes against those that config.json implies. Of two tied ends either may be stored, or both."""
+    for name, target in tied.items():
+        if name in want and target in want:
+            if name in have and target not in have:
+                del want[target]
+            elif name not in have:
+                del want[name]
     missing = [name for name in want if name not in have]
     unknown = [name for name in have if name not in want]
     other = [name for name in want if name in have and have[name] != want[name]]
@@ -220,10 +285,10 @@ def _really_tied(folder: Path, embedding: Tensor, head: Tensor) -> tuple[bool, l
     return True, []
 
 
-def _remote_code(config: Mapping[str, Any], layout: layouts.Layout | None, *, opted_in: bool) -> list[Finding]:
+def _remote_code(config: Mapping[str, Any], body: Skeleton | None, *, opted_in: bool) -> list[Finding]:
     if not config.get("auto_map"):
         return []
-    if layout is not None:
+    if body is not None and body.source != "header" and config.get("model_type") not in layouts.REMOTE_TYPES:
         return [finding("model.code.not_needed")]
     severity: Severity = "warning" if opted_in else "error"
     return [finding("model.code.remote", severity=severity, auto_map=files.clean(str(config["auto_map"]), 300))]
@@ -231,31 +296,21 @@ def _remote_code(config: Mapping[str, Any], layout: layouts.Layout | None, *, op
 
 def _unsupported(config: Mapping[str, Any], quantization: str | None) -> Finding:
     name = _name(config.get("model_type")) or "none"
-    known = ", ".join(layouts.KINDS)
-    if name in layouts.KINDS:
+    known = catalogue.tasks(name)
+    if known:
         return finding(
             "model.architecture.not_causal",
-            f"The files are those of {_architecture(config)}, not of {layouts.KINDS[name].architecture}.",
+            f"{_architecture(config) or 'This'} is not a class of {name} models that peftsmith knows "
+            f"({', '.join(known)}), and there is no safetensors header to read its modules from.",
             model_type=name,
         )
     return finding(
         "model.architecture.unsupported",
-        f"Model type {name} ({_architecture(config) or 'no architecture named'}) is none of those whose modules "
-        f"peftsmith knows exactly: {known}.",
+        f"Model type {name} ({_architecture(config) or 'no architecture named'}) is not in the catalogue, and there is "
+        "no safetensors header to read its modules from.",
         model_type=name,
         quantization=quantization,
     )
-
-
-def _quantization(config: Mapping[str, Any]) -> str | None:
-    body = config.get("quantization_config", config.get("quantization"))
-    if not body:
-        return None
-    method = body.get("quant_method") if isinstance(body, dict) else None
-    if not isinstance(method, str):
-        return "unknown"
-    bits = "-4bit" if body.get("load_in_4bit") is True else "-8bit" if body.get("load_in_8bit") is True else ""
-    return files.clean(method, 40) + bits
 
 
 def _dtype(stored: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:

@@ -1,221 +1,230 @@
-"""What config.json implies for dense Llama-like language models: every tensor with its shape, every module.
+"""What config.json implies: every module with its shapes, for each model type of the catalogue.
 
-Knows: the model types of transformers whose layers are q/k/v/o_proj and gate/up/down_proj, and the defaults of their
-configuration classes (transformers 5.23, configuration_<type>.py).
-Does not know: what is really stored (anatomy.py compares), or any other kind of architecture: those have no layout.
+Knows: how fields, defaults, aliases, flags and rules for layer kinds become a skeleton, and what sizes are absurd.
+Does not know: what is really stored (anatomy.py compares), or types that the catalogue lacks: those have no skeleton.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any
 
 from peftsmith.errors import PeftsmithError
+from peftsmith.model import catalogue
+from peftsmith.model.modules import Kind, Module, Skeleton
 
-Bias = Literal["never", "always", "attention_bias", "mlp_bias"]
-_TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
-_FOUR_NORMS = (*_TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
-# No model comes near these; they keep an absurd config from filling the memory.
-_LARGEST = {"num_hidden_layers": 2000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000}
-_LARGEST_OTHER = 100_000_000
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One model type: where it departs from Llama. `kv_heads` and `head_dim` are its defaults (None: as Llama)."""
-
-    architecture: str
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    tied: bool = False
-    qkv_bias: Bias = "never"
-    o_bias: Bias = "never"
-    mlp_bias: Bias = "never"
-    head_norms: bool = False
-    norms: tuple[str, ...] = _TWO_NORMS
+MOST_LAYERS = 2000
+REMOTE_TYPES = ("qwen", "baichuan", "internlm2", "chatglm")  # written down by hand: their code is not in transformers
+LARGEST_SIZE = 100_000_000
+_MAY_BE_NONE = ("shared", "nextn", "num_experts")
+# An explicit null: transformers then takes one key/value head for each head, and the class default for anything else.
+_NULL_KEY_VALUE_HEADS = "num_key_value_heads"
 
 
-KINDS: dict[str, Kind] = {
-    "llama": Kind("LlamaForCausalLM", qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
-    "mistral": Kind("MistralForCausalLM", kv_heads=8),
-    "qwen2": Kind("Qwen2ForCausalLM", kv_heads=32, qkv_bias="always"),
-    "qwen3": Kind(
-        "Qwen3ForCausalLM",
-        kv_heads=32,
-        head_dim=128,
-        qkv_bias="attention_bias",
-        o_bias="attention_bias",
-        head_norms=True,
-    ),
-    "smollm3": Kind(
-        "SmolLM3ForCausalLM",
-        kv_heads=4,
-        tied=True,
-        qkv_bias="attention_bias",
-        o_bias="attention_bias",
-        mlp_bias="mlp_bias",
-    ),
-    "granite": Kind("GraniteForCausalLM", qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
-    "gemma": Kind(
-        "GemmaForCausalLM",
-        kv_heads=16,
-        head_dim=256,
-        tied=True,
-        qkv_bias="attention_bias",
-        o_bias="attention_bias",
-    ),
-    "gemma2": Kind(
-        "Gemma2ForCausalLM",
-        kv_heads=4,
-        head_dim=256,
-        tied=True,
-        qkv_bias="attention_bias",
-        o_bias="attention_bias",
-        norms=_FOUR_NORMS,
-    ),
-    "gemma3_text": Kind(
-        "Gemma3ForCausalLM",
-        kv_heads=4,
-        head_dim=256,
-        tied=True,
-        qkv_bias="attention_bias",
-        o_bias="attention_bias",
-        head_norms=True,
-        norms=_FOUR_NORMS,
-    ),
-}
+class Fields:
+    """The fields of one config.json as its class would see them: aliases, defaults, defaults that follow others."""
+
+    def __init__(self, config: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+        self.config, self.defaults = config, entry["fields"]
+        self.aliases = {real: alias for alias, real in entry["aliases"].items()}
+
+    def raw(self, name: str) -> Any:
+        """The value as stated, or its default; formulas stay {"is": ...}."""
+        place: Any = self.config
+        *path, leaf = name.split(".")
+        for part in path:
+            place = place.get(part) if isinstance(place, Mapping) else None
+        if isinstance(place, Mapping):
+            for key in (leaf, self.aliases.get(name, leaf)):
+                if key in place:
+                    if place[key] is None and self.defaults.get(name) is not None:
+                        return self._of_null(name)
+                    return place[key]
+        return self.defaults.get(name)
+
+    def _of_null(self, name: str) -> Any:
+        if name.endswith(_NULL_KEY_VALUE_HEADS):
+            return {"is": name.removesuffix(_NULL_KEY_VALUE_HEADS) + "num_attention_heads"}
+        default = self.defaults[name]
+        return default if isinstance(default, dict) else None
+
+    def size(self, name: str) -> int:
+        """A whole number of config.json within sane limits. Raises PeftsmithError naming the field."""
+        value = self.raw(name)
+        if isinstance(value, Mapping) and "is" in value:
+            follows = str(value["is"])
+            return _whole(catalogue.width(follows, self.size), name)
+        if value is None and name.endswith(_NULL_KEY_VALUE_HEADS):
+            return self.size(name.removesuffix(_NULL_KEY_VALUE_HEADS) + "num_attention_heads")
+        least = 0 if any(part in name for part in _MAY_BE_NONE) else 1
+        if type(value) is not int or not least <= value <= LARGEST_SIZE:
+            raise PeftsmithError(
+                f"config.json gives no usable {name}", value=value, next_step="Fetch config.json again, or correct it."
+            )
+        return value
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A model of one kind with its sizes; widths in elements."""
-
-    kind: Kind
-    model_type: str
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tied: bool
-    biases: Mapping[str, bool]
-
-    def linear(self) -> dict[str, tuple[int, int]]:
-        """Every linear module of the layers, full path to (in_features, out_features), in the model's own order."""
-        return {f"model.layers.{n}.{name}": size for n in range(self.layers) for name, size in self.one_layer().items()}
-
-    def one_layer(self) -> dict[str, tuple[int, int]]:
-        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "self_attn.q_proj": (self.hidden, query),
-            "self_attn.k_proj": (self.hidden, key),
-            "self_attn.v_proj": (self.hidden, key),
-            "self_attn.o_proj": (query, self.hidden),
-            "mlp.gate_proj": (self.hidden, self.intermediate),
-            "mlp.up_proj": (self.hidden, self.intermediate),
-            "mlp.down_proj": (self.intermediate, self.hidden),
-        }
-
-    def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter as transformers counts it: a tied lm_head is no parameter of its own."""
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
-        layer: dict[str, tuple[int, ...]] = {}
-        for name, (inputs, outputs) in self.one_layer().items():
-            layer[name + ".weight"] = (outputs, inputs)
-            if self.biases[name.split(".")[-1]]:
-                layer[name + ".bias"] = (outputs,)
-        if self.kind.head_norms:
-            layer |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
-        layer |= {f"{norm}.weight": (self.hidden,) for norm in self.kind.norms}
-        shapes |= {f"model.layers.{n}.{name}": shape for n in range(self.layers) for name, shape in layer.items()}
-        shapes["model.norm.weight"] = (self.hidden,)
-        return shapes if self.tied else shapes | {"lm_head.weight": (self.vocab, self.hidden)}
-
-    def other_modules(self) -> tuple[str, ...]:
-        """Modules that LoRA cannot adapt (containers, norms, activations), by full path."""
-        inner = ["self_attn", "mlp", "mlp.act_fn", *self.kind.norms]
-        inner += ["self_attn.q_norm", "self_attn.k_norm"] if self.kind.head_norms else []
-        layers = [f"model.layers.{n}" for n in range(self.layers)]
-        return (
-            *("model", "model.layers", "model.norm", "model.rotary_emb"),
-            *layers,
-            *(f"{layer}.{name}" for layer in layers for name in inner),
-        )
-
-
-def find(config: Mapping[str, Any]) -> Layout | None:
-    """The layout that `config` describes, or None when its model type is not one of KINDS or not its causal LM.
-
-    Raises PeftsmithError for sizes that are missing, not positive whole numbers, or absurd.
-    """
-    model_type = config.get("model_type")
-    kind = KINDS.get(model_type) if isinstance(model_type, str) else None
-    if kind is None or model_type is None or not _is_causal(config, kind):
+def skeleton(config: Mapping[str, Any]) -> Skeleton | None:
+    """Every module that `config` describes, or None when its type and class are not in the catalogue or its layers
+    follow no known rule. Raises PeftsmithError for sizes that are missing, absurd, or contradict each other."""
+    found = entry_of(config)
+    if found is None:
         return None
-    heads = size(config, "num_attention_heads")
-    hidden = size(config, "hidden_size")
-    head_dim = (
-        size(config, "head_dim", kind.head_dim or 0) if config.get("head_dim") or kind.head_dim else hidden // heads
+    entry, architecture = found
+    fields = Fields(config, entry)
+    modules, dropped, tied = _patched(entry, fields)
+    layers = {stack: _kinds(rule, fields) for stack, rule in entry["stacks"].items()}
+    if any(kinds is None for kinds in layers.values()):
+        return None
+    widths = _Widths(fields)
+    rows: list[Module] = []
+    for name, (kind, cls, parameters) in modules.items():
+        if name not in dropped:
+            rows += _modules(name, kind, cls, widths.shapes(parameters), layers)
+    return Skeleton(
+        architecture=architecture,
+        model_type=str(config["model_type"]),
+        source="config",
+        modules=tuple(rows),
+        containers=tuple(_expanded(entry["containers"], layers)),
+        tied=_tied(tied, rows, layers),
     )
-    kv_heads = size(config, "num_key_value_heads", kind.kv_heads or heads) if _kv_stated(config, kind) else heads
-    if head_dim < 1 or heads % kv_heads:
+
+
+def entry_of(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None:
+    """The complete catalogue entry for a config's type and class, and the name of that class."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        return None
+    names = config.get("architectures")
+    wanted = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    entries = [entry for task in catalogue.tasks(kind) if (entry := catalogue.entry(kind, task)) is not None]
+    for entry in entries:
+        if entry["complete"] and (wanted is None or wanted in (entry["architecture"], *entry.get("also", ()))):
+            return entry, entry["architecture"]
+    return None
+
+
+class _Widths:
+    """Widths by formula, each worked out once."""
+
+    def __init__(self, fields: Fields) -> None:
+        self.fields = fields
+        self.of = lru_cache(maxsize=None)(self._of)
+
+    def _of(self, text: str) -> int:
+        return _whole(catalogue.width(text, self.fields.size), text)
+
+    def shapes(self, parameters: Mapping[str, list[str]]) -> dict[str, tuple[int, ...]]:
+        return {leaf: tuple(self.of(text) for text in dims) for leaf, dims in parameters.items()}
+
+
+def _whole(value: Any, name: str) -> int:
+    if value.denominator != 1 or not 0 <= value <= LARGEST_SIZE**2:
         raise PeftsmithError(
-            "config.json contradicts itself: the heads do not divide evenly",
-            value={"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": hidden},
+            f"config.json contradicts itself: {name} does not divide evenly by the heads",
+            value=str(value),
             next_step="Fetch config.json again, or correct it.",
         )
-    return Layout(
-        kind=kind,
-        model_type=model_type,
-        layers=size(config, "num_hidden_layers"),
-        hidden=hidden,
-        intermediate=size(config, "intermediate_size"),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        vocab=size(config, "vocab_size"),
-        tied=flag(config, "tie_word_embeddings", kind.tied),
-        biases={
-            **{name: _has_bias(config, kind.qkv_bias) for name in ("q_proj", "k_proj", "v_proj")},
-            "o_proj": _has_bias(config, kind.o_bias),
-            **{name: _has_bias(config, kind.mlp_bias) for name in ("gate_proj", "up_proj", "down_proj")},
-        },
-    )
+    return int(value)
 
 
-def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A positive whole number of config.json."""
-    value = config.get(key, default)
-    if type(value) is not int or not 1 <= value <= _LARGEST.get(key, _LARGEST_OTHER):
+def _patched(entry: Mapping[str, Any], fields: Fields) -> tuple[dict[str, Any], set[str], Mapping[str, str]]:
+    """Modules, names left out and ties, after the flags that differ from the class's defaults."""
+    modules = dict(entry["modules"])
+    dropped: set[str] = set()
+    tied = entry["tied"]
+    for flag, patch in entry["patches"].items():
+        name, _, text = flag.partition("=")
+        value = fields.raw(name)
+        if isinstance(fields.defaults.get(name), bool) and value is not None and not isinstance(value, bool):
+            raise PeftsmithError(
+                f"{name} in config.json must be true or false", value=value, next_step="Correct config.json."
+            )
+        if value == json.loads(text) and type(value) is type(json.loads(text)):
+            modules |= patch["set"]
+            dropped |= set(patch["drop"])
+            tied = tied if patch["tied"] is None else patch["tied"]
+    return modules, dropped, tied
+
+
+def _kinds(stack: Mapping[str, Any] | None, fields: Fields) -> list[str] | None:
+    """The kind of every layer of a stack, by the first rule whose fields are there."""
+    if stack is None:
+        return None
+    layers = fields.size(stack["count"])
+    if not 1 <= layers <= MOST_LAYERS:
         raise PeftsmithError(
-            f"config.json gives no usable {key}", value=value, next_step="Fetch config.json again, or correct it."
+            f"config.json gives no usable {stack['count']}", value=layers, next_step="Fetch config.json again."
         )
-    return value
+    for rule in stack["rules"]:
+        found = _by_rule(rule, layers, fields)
+        if found is not None:
+            return found
+    return None
 
 
-def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise PeftsmithError(
-            f"{key} in config.json must be true or false", value=value, next_step="Correct config.json."
-        )
-    return value
+def _by_rule(rule: list[Any], layers: int, fields: Fields) -> list[str] | None:
+    if rule[0] == "uniform":
+        return [rule[1]] * layers
+    if rule[0] == "lists":
+        lists = [fields.raw(name) for name in rule[1]]
+        if not all(isinstance(each, list) and len(each) == layers for each in lists):
+            return None
+        kinds = [rule[2].get(json.dumps([each[index] for each in lists], default=str)) for index in range(layers)]
+        return None if None in kinds else kinds
+    number = 1 if rule[1] == "1" else fields.size(rule[1])
+    if rule[0] == "first":
+        return [rule[2] if index < number else rule[3] for index in range(layers)]
+    return [rule[3] if (index + rule[2]) % number == 0 else rule[4] for index in range(layers)]
 
 
-def _kv_stated(config: Mapping[str, Any], kind: Kind) -> bool:
-    """transformers fills a missing key with the class default, but takes an explicit null as "one per head"."""
-    return config.get("num_key_value_heads") is not None or (
-        "num_key_value_heads" not in config and kind.kv_heads is not None
-    )
+def _modules(
+    name: str, kind: Kind, cls: str, shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, list[str] | None]
+) -> list[Module]:
+    if any(0 in shape for shape in shapes.values()):
+        return []
+    inputs, outputs = _ends(kind, shapes)
+    if "|" not in name:
+        return [Module(name, kind, inputs, outputs, shapes, cls)]
+    stack, label, rest = name.split("|")
+    ending = f".{rest}" if rest else ""
+    return [
+        Module(f"{stack}.{index}{ending}", kind, inputs, outputs, shapes, cls)
+        for index, each in enumerate(layers[stack] or ())
+        if each == label
+    ]
 
 
-def _has_bias(config: Mapping[str, Any], rule: Bias) -> bool:
-    return rule == "always" or (rule != "never" and flag(config, rule, False))
+def _ends(kind: Kind, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """(inputs, outputs) as the real class has them: Linear stores (out, in), Conv1D (in, out), Embedding (rows,
+    width)."""
+    weight = shapes.get("weight", ())
+    if kind == "linear" and len(weight) == 2:
+        return weight[1], weight[0]
+    if kind in ("conv1d", "embedding") and len(weight) == 2:
+        return weight[0], weight[1]
+    if kind == "conv" and len(weight) >= 2:
+        return weight[1], weight[0]
+    return 0, 0
 
 
-def _is_causal(config: Mapping[str, Any], kind: Kind) -> bool:
-    names = config.get("architectures")
-    return names is None or (isinstance(names, list) and names[:1] in ([], [kind.architecture]))
+def _expanded(templates: list[str], layers: Mapping[str, list[str] | None]) -> list[str]:
+    found = []
+    for template in templates:
+        stack, braces, rest = template.partition(".{}")
+        found += [f"{stack}.{index}{rest}" for index in range(len(layers.get(stack) or ()))] if braces else [template]
+    return found
+
+
+def _tied(templates: Mapping[str, str], rows: list[Module], layers: Mapping[str, list[str] | None]) -> dict[str, str]:
+    there = {f"{module.name}.{leaf}" for module in rows for leaf in module.parameters}
+    found = {}
+    for template, target in templates.items():
+        stack, braces, rest = template.partition(".{}")
+        names = [f"{stack}.{i}{rest}" for i in range(len(layers.get(stack) or ()))] if braces else [template]
+        first = target.replace(".{}", ".0")
+        found.update({name: first for name in names if name in there and name != first})
+    return found

@@ -1,86 +1,127 @@
 """A training job as the memory estimate takes it, and what of it cannot be estimated.
 
 Knows: the fields, their limits, and which models and values have formulas.
-Does not know: the formulas (memory.py, activations.py).
+Does not know: the formulas (memory.py, activations.py, methods.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from peftsmith.errors import PeftsmithError
-from peftsmith.model import targets
+from peftsmith.model import methods, targets
 from peftsmith.model.anatomy import Anatomy
+from peftsmith.model.losses import LOSSES
 
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit")
-_LARGEST = {"batch_size": 65536, "sequence_length": 1 << 24}
+OPTIMIZERS = (
+    "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd",
+    "lion_32bit", "lion_8bit",
+)  # fmt: skip
+QUANTIZATIONS = ("none", "nf4", "nf4_double", "fp4", "int8", "gptq4", "gptq8", "awq4", "fp8", "mxfp4")
+TASKS = ("sft", "dpo", "grpo", "classification", "seq2seq")
+SHARDINGS = ("none", "ddp", "zero2", "zero3", "fsdp2")
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "precision": tuple(PRECISION_BYTES),
+    "quantization": QUANTIZATIONS,
+    "optimizer": OPTIMIZERS,
+    "loss": LOSSES,
+    "device": ("cuda", "cpu"),
+    "attention": ("sdpa", "flash", "eager"),
+    "task": TASKS,
+    "sharding": SHARDINGS,
+    "offload": ("none", "optimizer", "all"),
+}
+_LARGEST = {
+    "batch_size": 65536, "sequence_length": 1 << 24, "gpus": 65536, "generations": 4096, "completion_length": 1 << 24,
+    "target_length": 1 << 24,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Request:
-    """A training job. Lengths in tokens (the longest row of a batch), batch in rows on the device.
+    """A training job. Lengths in tokens (the longest row of a batch), batch in rows on one device.
 
-    `targets` is a preset, a list of names, or any other value that PEFT takes. The last fields default to what the
-    generated scripts do: autocast with bf16 and fp16, QLoRA adapters in bf16 (TRL), no k-bit preparation, SDPA.
+    `method` is "full" or a PEFT type in any case ("lora", "ia3", "prompt_tuning"); "qlora" is LoRA on an NF4 base with
+    double quantisation. `options` are further fields of PEFT's config class. `targets` is a preset, a list of names, or
+    any other value that PEFT takes. The last fields default to what the generated scripts do: autocast with bf16 and
+    fp16, adapters in float32 (TRL casts those on a quantised base to bf16), no k-bit preparation, SDPA.
+    `quantization` None means: as the base is stored. `padded` None means: when a batch has more than one row.
+    `target_length` is the decoder's length of a seq2seq row, `completion_length` and `generations` are GRPO's.
     """
 
-    method: Literal["lora", "qlora"] = "lora"
+    method: str = "lora"
     rank: int = 16
     targets: str | list[str] = "all-linear"
     batch_size: int = 1
     sequence_length: int = 1024
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: str = "bf16"
     gradient_checkpointing: bool = True
     optimizer: str = "adamw_torch_fused"
-    loss: Literal["trl_chunked", "stock"] = "trl_chunked"
-    device: Literal["cuda", "cpu"] = "cuda"
+    loss: str = "trl_chunked"
+    device: str = "cuda"
+    quantization: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "sft"
     autocast: bool | None = None
     adapter_bytes: int | None = None
     kbit_prepared: bool = False
-    double_quantization: bool = True
     dropout: bool = False
-    attention: Literal["sdpa", "flash"] = "sdpa"
+    attention: str = "sdpa"
+    padded: bool | None = None
+    accumulates: bool = False
+    target_length: int | None = None
+    completion_length: int = 512
+    generations: int = 8
+    labels: int = 2
+    gpus: int = 1
+    sharding: str = "none"
+    offload: str = "none"
+
+    @property
+    def peft_type(self) -> str | None:
+        """PEFT's own name of the method; None for full fine-tuning."""
+        name = self.method.upper()
+        return None if name == "FULL" else "LORA" if name == "QLORA" else name
+
+    @property
+    def base_format(self) -> str | None:
+        """The quantisation asked for: stated, or implied by "qlora"."""
+        return "nf4_double" if self.quantization is None and self.method.lower() == "qlora" else self.quantization
 
 
-def check(anatomy: Anatomy, request: Request) -> dict[str, tuple[int, int]]:
-    """The adapted modules, after everything that cannot be estimated was refused."""
+def check(anatomy: Anatomy, request: Request) -> None:
+    """Refuse what cannot be estimated, with a PeftsmithError that says what can."""
     targets.check_rank(request.rank)
     for name, largest in _LARGEST.items():
         value = getattr(request, name)
-        if type(value) is not int or not 1 <= value <= largest:
+        if value is not None and (type(value) is not int or not 1 <= value <= largest):
             raise PeftsmithError(
                 f"{name} must be a whole number from 1 to {largest}", value=value, next_step="Correct it."
             )
-    known = {
-        "method": ("lora", "qlora"),
-        "precision": tuple(PRECISION_BYTES),
-        "optimizer": OPTIMIZERS,
-        "loss": ("trl_chunked", "stock"),
-        "device": ("cuda", "cpu"),
-        "attention": ("sdpa", "flash"),
-    }
-    for name, values in known.items():
-        if getattr(request, name) not in values:
+    for name, values in CHOICES.items():
+        value = getattr(request, name)
+        if value is not None and value not in values:
             raise PeftsmithError(
-                f"There is no estimate for this {name}",
-                value=getattr(request, name),
-                next_step=f"Use {', '.join(values)}.",
+                f"There is no estimate for this {name}", value=value, next_step=f"Use {', '.join(values)}."
             )
-    if anatomy.quantization or not anatomy.supported:
-        what = f"{anatomy.quantization} weights" if anatomy.quantization else f"{anatomy.model_type} models"
+    if request.peft_type is not None and request.peft_type not in methods.METHODS:
         raise PeftsmithError(
-            f"peftsmith has no memory formulas for {what} yet",
+            "There is no estimate for this method",
+            value=request.method,
+            next_step=f"Use full, qlora, {', '.join(name.lower() for name in methods.METHODS)}.",
+        )
+    if request.peft_type is None and (request.base_format or "none") != "none":
+        raise PeftsmithError(
+            "Full fine-tuning of quantised weights is not possible",
+            value=request.base_format,
+            next_step="Leave quantization out, or take qlora.",
+        )
+    if not anatomy.supported:
+        raise PeftsmithError(
+            f"The modules of {anatomy.model_type} models are not known, so its memory would be a guess",
             value=anatomy.id,
-            next_step="Take the 16-bit original of a dense Llama-like model, or measure with a smoke run.",
+            next_step="Give the folder with the safetensors files, or a training environment (make_environment).",
         )
-    wanted = request.targets
-    matched = targets.match(anatomy, targets.PRESETS.get(wanted, wanted) if isinstance(wanted, str) else wanted)
-    if not matched:
-        raise PeftsmithError(
-            "The target modules match nothing in this model",
-            value=request.targets,
-            next_step=f"Use a preset ({', '.join(targets.PRESETS)}) or names that find_target_modules gives.",
-        )
-    return matched

@@ -1,45 +1,61 @@
-"""Which modules LoRA adapts: presets, PEFT's own matching, exact counts, and what is wrong with a choice.
+"""Which modules an adapter reaches: PEFT's own matching, presets as exact values, counts and shares.
 
-Knows: how PEFT 0.21 matches target_modules against module names (tuners_utils.check_target_module_exists, all-linear),
-and that LoRA of rank r adds r x (in + out) parameters to a module.
-Does not know: which choice is best for a task (advise/), or what other PEFT methods would add.
+Knows: how PEFT matches target_modules, exclude_modules, layers_to_transform and target_parameters, and what each preset
+means for a model, by the roles of its modules.
+Does not know: what is wrong with a choice (target_findings.py), what other methods than LoRA add (methods.py), or
+bytes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
-from peftsmith.finding import Finding, finding
-from peftsmith.model import serving
-from peftsmith.model.anatomy import EMBEDDING, HEAD, Anatomy
+from peftsmith.finding import Finding
+from peftsmith.model import methods, serving
+from peftsmith.model.anatomy import Anatomy
+from peftsmith.model.modules import Module, Skeleton
+from peftsmith.model.roles import ATTENTION, MLP, Role, role
 
 Value = list[str] | str
-PRESETS: Mapping[str, Value] = {
-    "query-value": ["q_proj", "v_proj"],
-    "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
-    "mlp": ["gate_proj", "up_proj", "down_proj"],
-    "all-linear": "all-linear",
-}
-SHARE_ERROR = 0.10
-SHARE_WARNING = 0.01
+PRESETS = ("query-value", "attention", "mlp", "all-linear", "experts", "everything")
 LARGEST_RANK = 4096
-_LONGEST_PATTERN = 500
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_ROUTER = re.compile(r"(^|\.)(router|gate|shared_expert_gate)$")
+_LONGEST_PATTERN = 20_000
+_ADAPTABLE = ("linear", "conv1d", "embedding", "conv")
+_LINEAR = ("linear", "conv1d")
+_LAYER = re.compile(r"^(?:.*?\.)?(\d+)\.")
+_HEADS_OF_CLASSIFIERS = ("score", "classifier")  # peft.utils.other.SEQ_CLS_HEAD_NAMES
 _NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What goes into a PEFT config to reach the wanted modules, by PEFT's own field names; empty ones stay out."""
+
+    target_modules: Value = field(default_factory=list)
+    target_parameters: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    exclude_modules: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"target_modules": self.target_modules}
+        for name in ("target_parameters", "modules_to_save", "exclude_modules"):
+            if getattr(self, name):
+                found[name] = list(getattr(self, name))
+        return found
+
+
+@dataclass(frozen=True)
 class Choice:
-    """One way to set target_modules. `share` is trainable / (all parameters, adapter included)."""
+    """One way to set the targets. `share` is trainable / (all parameters, adapter included)."""
 
     preset: str
     value: Value
+    config: dict[str, Any]
     modules: int
     layers_matched: int
     layers_present: int
@@ -52,23 +68,193 @@ class Choice:
         return {**vars(self), "findings": [each.id for each in self.findings]}
 
 
-def find(anatomy: Anatomy, *, rank: int, preset: str | None = None) -> list[Choice]:
-    """The presets (or one of them) for this model at this rank; empty when the modules are not known exactly.
+def find(
+    anatomy: Anatomy,
+    *,
+    rank: int,
+    preset: str | None = None,
+    include: Sequence[Role] = (),
+    method: str = "LORA",
+    rank_pattern: Mapping[str, int] | None = None,
+) -> list[Choice]:
+    """The presets (or one of them) for this model at this rank; empty when its modules are not known. A preset that
+    means nothing here (experts of a dense model) is left out.
 
-    Raises PeftsmithError for a rank below 1 or an unknown preset.
+    `include` lets a preset reach "router", "head" or "tower" modules too. Raises PeftsmithError for an impossible rank
+    or an unknown preset.
     """
     check_rank(rank)
     if preset is not None and preset not in PRESETS:
         raise PeftsmithError("There is no such preset", value=preset, next_step=f"Use one of {', '.join(PRESETS)}.")
     if not anatomy.supported:
         return []
-    return [_choice(anatomy, name, rank) for name in ([preset] if preset else PRESETS)]
+    found = (
+        _choice(anatomy, name, rank, include, method, rank_pattern or {}) for name in PRESETS if preset in (None, name)
+    )
+    return [choice for choice in found if choice is not None]
+
+
+def selection(anatomy: Anatomy, preset: str, include: Sequence[Role] = ()) -> Selection | None:
+    """The exact PEFT values of a preset; None when the model has nothing of that kind."""
+    skeleton = _known(anatomy)
+    wanted = [module.name for module in skeleton.modules if _is_wanted(module, preset, include)]
+    parameters = _fused(skeleton) if preset in ("experts", "everything") else ()
+    if not wanted and not parameters:
+        return None
+    if wanted and set(wanted) == set(_all_linear(skeleton)):
+        value: Value = "all-linear"
+    else:
+        value = _shortest(anatomy, wanted)
+    return Selection(value, parameters, _classifier(skeleton))
+
+
+def _is_wanted(module: Module, preset: str, include: Sequence[Role]) -> bool:
+    if module.kind not in _LINEAR:
+        return False
+    kind = role(module.name)
+    if kind in ("router", "head", "tower", "embedding"):
+        return kind in include
+    if preset == "experts":
+        return kind == "expert"
+    if preset == "query-value":
+        return kind in ("query", "value", "qkv") or module.leaf in ("kv_b_proj", "kv_proj", "to_kv")
+    if preset == "attention":
+        return kind in ATTENTION
+    if preset == "mlp":
+        return kind in (*MLP, "expert")
+    return True
+
+
+def _all_linear(skeleton: Skeleton) -> list[str]:
+    """What PEFT makes of "all-linear": every Linear and Conv1D but the output embeddings, or else the classifier's head
+    (tuners_utils._maybe_include_all_linear_layers)."""
+    names = [module.name for module in skeleton.modules if module.kind in _LINEAR]
+    head = _output_embedding(skeleton) or next((name for name in _HEADS_OF_CLASSIFIERS if name in names), None)
+    return [name for name in names if name != head]
+
+
+def _output_embedding(skeleton: Skeleton) -> str | None:
+    """The module that get_output_embeddings returns: a head as wide as the vocabulary."""
+    embedding = max((m.inputs for m in skeleton.modules if m.kind == "embedding"), default=0)
+    heads = [m for m in skeleton.modules if m.kind in _LINEAR and role(m.name) == "head"]
+    return next((m.name for m in reversed(heads) if m.outputs == embedding), None)
+
+
+def _classifier(skeleton: Skeleton) -> tuple[str, ...]:
+    """The head that a classifier must train beside its adapter, since it starts at random."""
+    if not skeleton.architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        return ()
+    return tuple(name for name in _HEADS_OF_CLASSIFIERS if any(m.name.split(".")[0] == name for m in skeleton.modules))
+
+
+def _fused(skeleton: Skeleton) -> tuple[str, ...]:
+    """Fused expert weights as PEFT's target_parameters names them: the path after the layer's number."""
+    found: dict[str, None] = {}
+    for module in skeleton.modules:
+        if module.kind == "experts" and role(module.name) != "tower":
+            short = re.split(r"\.\d+\.", module.name, maxsplit=1)[-1]
+            found.update({f"{short}.{leaf}": None for leaf, shape in module.parameters.items() if len(shape) == 3})
+    return tuple(found)
+
+
+def _shortest(anatomy: Anatomy, wanted: Sequence[str]) -> Value:
+    """Leaf names where they reach exactly `wanted`, else a regular expression that does."""
+    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
+    if set(match(anatomy, leaves)) == set(wanted) and not any(leaf.isdigit() for leaf in leaves):
+        return leaves
+    groups: dict[str, dict[str, None]] = {}
+    for name in wanted:
+        parent, _, leaf = name.rpartition(".")
+        groups.setdefault(re.sub(r"\d+", "#", parent), {})[leaf] = None
+    parts = []
+    for parent, names in groups.items():
+        stem = re.escape(parent).replace(r"\#", r"\d+")
+        inner = "|".join(map(re.escape, names))
+        parts.append((stem + r"\." if stem else "") + (f"({inner})" if len(names) > 1 else inner))
+    pattern = "|".join(parts)
+    return pattern if set(match(anatomy, pattern)) == set(wanted) else list(wanted)
+
+
+def adapted(anatomy: Anatomy, value: Value | Mapping[str, Any] | Sequence[str]) -> set[str]:
+    """Full paths of the modules that a preset's name, a value for target_modules or a whole set of PEFT fields adapts;
+    modules with fused experts among them."""
+    if isinstance(value, str) and value in PRESETS:
+        chosen = selection(anatomy, value)
+        fields: Mapping[str, Any] = chosen.to_json() if chosen else {}
+    else:
+        fields = value if isinstance(value, Mapping) else {"target_modules": value}
+    wanted = fields.get("target_modules") or []
+    found = set(match(anatomy, wanted)) if wanted else set()
+    found -= set(matching(adaptable(anatomy), fields.get("exclude_modules") or []))
+    saved = fields.get("modules_to_save") or ()
+    found = {name for name in found if not any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in saved)}
+    found = {name for name in found if _in_layers(name, fields)}
+    parameters = tuple(fields.get("target_parameters") or ())
+    return found | {module.name for module in _known(anatomy).modules if parameters and _leaves(module, parameters)}
+
+
+def _leaves(module: Module, parameters: Sequence[str]) -> list[str]:
+    """The parameters of a module that target_parameters names."""
+    return [
+        leaf
+        for leaf in module.parameters
+        if any(f"{module.name}.{leaf}" == name or f"{module.name}.{leaf}".endswith(f".{name}") for name in parameters)
+    ]
+
+
+def _in_layers(name: str, fields: Mapping[str, Any]) -> bool:
+    """PEFT's layers_to_transform and layers_pattern (tuners_utils.check_target_module_exists)."""
+    wanted = fields.get("layers_to_transform")
+    if wanted is None or wanted == []:
+        return True
+    patterns = fields.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", name)
+        if found:
+            return int(found["idx"]) in ([wanted] if isinstance(wanted, int) else wanted)
+    return False
 
 
 def count(anatomy: Anatomy, target_modules: Value | Sequence[str], rank: int) -> int:
     """Trainable parameters of plain LoRA at `rank` on what `target_modules` matches, exactly as PEFT would add."""
+    return trainable(anatomy, {"target_modules": target_modules}, rank)
+
+
+def trainable(
+    anatomy: Anatomy,
+    fields: Mapping[str, Any],
+    rank: int,
+    *,
+    method: str = "LORA",
+    rank_pattern: Mapping[str, int] | None = None,
+) -> int:
+    """Trainable parameters that PEFT adds for these config fields; copies of modules_to_save count as well.
+
+    `rank_pattern` maps the end of a path, or a regular expression for it, to a rank, as in LoraConfig.
+    """
     check_rank(rank)
-    return sum(rank * (i + o) for i, o in match(anatomy, target_modules).values())
+    skeleton = _known(anatomy)
+    reached = adapted(anatomy, fields)
+    options = {
+        **{key: value for key, value in fields.items() if key == "target_parameters"},
+        "r": rank,
+        "rank_pattern": dict(rank_pattern or {}),
+    }
+    modules = [module for module in skeleton.modules if module.name in reached]
+    total = methods.trainable(method, sizes(anatomy), options, modules)
+    saved = tuple(fields.get("modules_to_save") or ())
+    copies = [
+        m for m in skeleton.modules if any(re.search(rf"(^|\.){re.escape(name)}($|\.)", m.name) for name in saved)
+    ]
+    return total + sum(module.elements for module in copies)
+
+
+def sizes(anatomy: Anatomy) -> methods.Sizes:
+    """The widths that whole-model methods need."""
+    return methods.Sizes(
+        anatomy.hidden, anatomy.layers, anatomy.heads, anatomy.kv_heads, anatomy.head_dim, anatomy.vocab,
+        anatomy.intermediate,
+    )  # fmt: skip
 
 
 def share(anatomy: Anatomy, trainable: int) -> float:
@@ -76,93 +262,39 @@ def share(anatomy: Anatomy, trainable: int) -> float:
     return trainable / (anatomy.parameters + trainable) if anatomy.parameters else 0.0
 
 
+def smallest(anatomy: Anatomy, *, rank: int, most_share: float) -> Choice | None:
+    """The preset that adapts most while at most `most_share` (0 to 1) of all parameters train; None when none does."""
+    fitting = [choice for choice in find(anatomy, rank=rank) if choice.share <= most_share]
+    return max(fitting, key=lambda choice: (choice.layers_matched, choice.trainable), default=None)
+
+
 def unmatched(anatomy: Anatomy, target_modules: Value | Sequence[str]) -> list[str]:
     """The names (or the one regex) of `target_modules` that match nothing that LoRA can adapt."""
-    wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    alone = isinstance(target_modules, str)
-    return [name for name in wanted if not match(anatomy, name if alone else [name])]
+    if isinstance(target_modules, str):
+        return [] if match(anatomy, target_modules) else [target_modules]
+    return [name for name in target_modules if not match(anatomy, [name])]
 
 
 def match(anatomy: Anatomy, target_modules: Value | Sequence[str]) -> dict[str, tuple[int, int]]:
     """The modules that PEFT would adapt, full path to (in, out). Raises PeftsmithError for an unknown architecture.
 
-    A list matches whole names and endings after a dot, a string is "all-linear" or a regex for the whole path;
-    all-linear leaves the output head out (PEFT tuners_utils._maybe_include_all_linear_layers).
+    A list matches whole names and endings after a dot, a string is "all-linear" or a regex for the whole path.
     """
-    if not anatomy.supported:
-        raise PeftsmithError(
-            f"The modules of {anatomy.model_type} models are not known exactly",
-            value=anatomy.id,
-            next_step="Take a dense Llama-like model; inspect_model says which are covered.",
-        )
+    skeleton = _known(anatomy)
+    candidates = adaptable(anatomy)
     if isinstance(target_modules, str) and target_modules.lower() == "all-linear":
-        return {name: sizes for name, sizes in anatomy.linear.items() if name != HEAD}
-    names = set(_matching(adaptable(anatomy), target_modules))
-    return {name: sizes for name, sizes in adaptable(anatomy).items() if name in names}
+        return {name: candidates[name] for name in _all_linear(skeleton)}
+    return {name: candidates[name] for name in matching(candidates, target_modules)}
 
 
 def adaptable(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
-    """Every module that LoRA can adapt: the linear ones, the embedding, and the head even where it is tied."""
-    return {
-        EMBEDDING: (anatomy.vocab, anatomy.hidden),
-        **anatomy.linear,
-        HEAD: (anatomy.hidden, anatomy.vocab),
-    }
+    """Every module that LoRA can adapt, with its widths: linear, embedding and convolution, tied heads too."""
+    return {m.name: (m.inputs, m.outputs) for m in _known(anatomy).modules if m.kind in _ADAPTABLE}
 
 
-def judge(anatomy: Anatomy, target_modules: Value | Sequence[str], rank: int) -> list[Finding]:
-    """What is wrong with these targets at this rank: nothing or not all matched, layers left out, head, share, rank."""
-    check_rank(rank)
-    matched = match(anatomy, target_modules)
-    if not matched:
-        return [finding("model.targets.no_match", target_modules=_shown(target_modules))]
-    found = []
-    lost = unmatched(anatomy, target_modules)
-    if lost:
-        found.append(
-            finding(
-                "model.targets.unmatched",
-                f"These names match nothing in the model: {', '.join(map(repr, _shown(lost)))}.",
-                names=_shown(lost),
-            )
-        )
-    if not (isinstance(target_modules, str) and target_modules.lower() == "all-linear"):
-        wrong = _matching(anatomy.other_modules, target_modules)
-        if wrong:
-            found.append(finding("model.targets.not_adaptable", modules=wrong[:_NAMES_SHOWN], count=len(wrong)))
-    layers = layers_of(matched)
-    if 0 < len(layers) < anatomy.layers:
-        found.append(
-            finding(
-                "model.targets.layers_partial",
-                f"{len(layers)} of {anatomy.layers} layers are adapted.",
-                matched=len(layers),
-                present=anatomy.layers,
-            )
-        )
-    ends = [name for name in (HEAD, EMBEDDING) if name in matched]
-    if ends:
-        found.append(finding("model.targets.head", modules=ends))
-    if ends and anatomy.tied_embeddings:
-        found.append(finding("model.targets.tied_head", modules=ends))
-    routers = [name for name in matched if _ROUTER.search(name)]
-    if routers:
-        found.append(finding("model.targets.router", modules=routers[:_NAMES_SHOWN]))
-    smallest = min(min(sizes) for sizes in matched.values())
-    if rank > smallest:
-        found.append(
-            finding(
-                "model.targets.rank_too_high",
-                f"Rank {rank} exceeds the smallest dimension of an adapted module, {smallest}.",
-                rank=rank,
-                smallest=smallest,
-            )
-        )
-    return found + _share_findings(anatomy, sum(rank * (i + o) for i, o in matched.values()))
-
-
-def layers_of(names: Sequence[str] | Mapping[str, Any]) -> set[int]:
-    return {int(found.group(1)) for name in names if (found := _LAYER.match(name))}
+def layers_of(names: Iterable[str]) -> set[int]:
+    """Numbers of the layers that these modules lie in; towers count no layers of the language model."""
+    return {int(found.group(1)) for name in names if role(name) != "tower" and (found := _LAYER.match(name))}
 
 
 def check_rank(rank: int) -> None:
@@ -172,33 +304,49 @@ def check_rank(rank: int) -> None:
         )
 
 
-def _choice(anatomy: Anatomy, preset: str, rank: int) -> Choice:
-    value = PRESETS[preset]
-    matched = match(anatomy, value)
-    trainable = sum(rank * (i + o) for i, o in matched.values())
+def _known(anatomy: Anatomy) -> Skeleton:
+    if anatomy.skeleton is None:
+        raise PeftsmithError(
+            f"The modules of {anatomy.model_type} models are not known exactly",
+            value=anatomy.id,
+            next_step="Give the folder with the safetensors files, or a training environment (make_environment).",
+        )
+    return anatomy.skeleton
+
+
+def _choice(
+    anatomy: Anatomy, preset: str, rank: int, include: Sequence[Role], method: str, rank_pattern: Mapping[str, int]
+) -> Choice | None:
+    from peftsmith.model import target_findings
+
+    chosen = selection(anatomy, preset, include)
+    if chosen is None:
+        return None
+    config = chosen.to_json()
+    reached = adapted(anatomy, config)
+    total = trainable(anatomy, config, rank, method=method, rank_pattern=rank_pattern)
     return Choice(
         preset=preset,
-        value=value if isinstance(value, str) else list(value),
-        modules=len(matched),
-        layers_matched=len(layers_of(matched)),
+        value=chosen.target_modules,
+        config=config,
+        modules=len(reached),
+        layers_matched=len(layers_of(reached)),
         layers_present=anatomy.layers,
-        trainable=trainable,
-        share=share(anatomy, trainable),
-        serving=serving.verdicts(anatomy.model_type, rank, ends_adapted=False),
-        findings=judge(anatomy, value, rank),
+        trainable=total,
+        share=share(anatomy, total),
+        serving=serving.verdicts(
+            anatomy.model_type,
+            rank,
+            ends_adapted=bool(chosen.modules_to_save),
+            method=method,
+            experts=bool(chosen.target_parameters),
+        ),
+        findings=target_findings.judge(anatomy, config, rank, method=method),
     )
 
 
-def _share_findings(anatomy: Anatomy, trainable: int) -> list[Finding]:
-    part = share(anatomy, trainable)
-    for limit, id_ in ((SHARE_ERROR, "model.targets.share_too_high"), (SHARE_WARNING, "model.targets.share_high")):
-        if part > limit:
-            message = f"{trainable:,} of {anatomy.parameters + trainable:,} parameters would be trained ({part:.2%})."
-            return [finding(id_, message, trainable=trainable, share=part)]
-    return []
-
-
-def _matching(names: Sequence[str] | Mapping[str, Any], target_modules: Value | Sequence[str]) -> list[str]:
+def matching(names: Iterable[str], target_modules: Value | Sequence[str]) -> list[str]:
+    """Those of `names` that PEFT's rule for `target_modules` matches: whole names and endings, or one regex."""
     if isinstance(target_modules, str):
         if len(target_modules) > _LONGEST_PATTERN:
             raise PeftsmithError(
@@ -218,5 +366,5 @@ def _matching(names: Sequence[str] | Mapping[str, Any], target_modules: Value | 
     return [name for name in names if name in wanted or name.endswith(endings)]
 
 
-def _shown(value: Value | Sequence[str]) -> list[str]:
+def shown(value: Value | Sequence[str]) -> list[str]:
     return [files.clean(name, 100) for name in ([value] if isinstance(value, str) else value)[:_NAMES_SHOWN]]

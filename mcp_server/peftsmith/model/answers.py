@@ -1,0 +1,66 @@
+"""The whole answer to "how much memory": the estimate, what fits, alternatives, a trace, a measured run beside it.
+
+Knows: which parts were asked for. Does not know: how any of them is worked out (memory, fits, precise, inference).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftsmith.finding import Finding, finding
+from peftsmith.model import fits, inference, memory, speed
+from peftsmith.model.anatomy import Anatomy
+from peftsmith.model.request import Request
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Findings, and the parts of the result by name."""
+
+    findings: list[Finding]
+    parts: dict[str, Any]
+
+
+def memory_answer(
+    anatomy: Anatomy,
+    request: Request,
+    *,
+    gib: float | None,
+    gpu: str | None,
+    alternatives: bool,
+    precise: bool,
+    measured_gib: float | None,
+    project: Path,
+) -> Answer:
+    """`gib` or the memory of `gpu` is what it has to fit into. Raises PeftsmithError as the parts do."""
+    parts: dict[str, Any] = {}
+    if precise:
+        from peftsmith.machine import environment
+        from peftsmith.model import precise as tracing
+
+        estimate, parts["traced"] = tracing.estimate(anatomy, request, environment.require(project))
+    else:
+        estimate = memory.estimate(anatomy, request)
+    parts["estimate"] = estimate.to_json()
+    room = gib if gib is not None else speed.gpu(gpu).memory_gib if gpu else None
+    parts["fits"] = fits.what_fits(anatomy, request, room) if room else None
+    parts["alternatives"] = fits.alternatives(anatomy, request) if alternatives else None
+    parts["afterwards"] = inference.afterwards(anatomy, request, estimate.trainable)
+    findings = list(estimate.findings)
+    if measured_gib is not None:
+        parts["measured"] = against(estimate, measured_gib)
+        if not parts["measured"]["within_range"]:
+            findings.append(finding("model.memory.off", measured_gib=measured_gib, **parts["measured"]))
+    return Answer(findings, parts)
+
+
+def against(estimate: memory.Estimate, measured_gib: float) -> dict[str, Any]:
+    """A measured peak of reserved memory beside the estimate."""
+    likely = estimate.reserved.likely / memory.GIB
+    return {
+        "estimated_gib": round(likely, 3),
+        "error_percent": round(100 * (likely / measured_gib - 1), 1),
+        "within_range": estimate.reserved.low <= measured_gib * memory.GIB <= estimate.reserved.high,
+    }

@@ -1,0 +1,215 @@
+"""The moments of a training step at which memory peaks, term by term.
+
+Knows: what is alive while the loss is worked out, while a block runs backward, and at the optimiser's step.
+Does not know: formulas of single parts (activations, losses, methods, weights), or what the allocator adds (memory.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from peftsmith.model import activations, losses, methods, weights
+from peftsmith.model.activations import Geometry, Numbers
+from peftsmith.model.anatomy import Anatomy
+from peftsmith.model.blocks import Block
+from peftsmith.model.modules import Module, Skeleton
+from peftsmith.model.request import Request
+from peftsmith.model.roles import ATTENTION, role
+
+Terms = dict[str, int]
+_INPUT_GROUPS = {"query": "attention", "key": "attention", "value": "attention", "qkv": "attention", "gate": "mlp",
+                 "up": "mlp", "gate_up": "mlp"}  # fmt: skip
+_DECODER = ("decoder",)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with everything about the model looked up. `costs` maps adapted modules (full path) to their cost."""
+
+    anatomy: Anatomy
+    request: Request
+    numbers: Numbers
+    geometry: Geometry
+    bodies: tuple[Block, ...]
+    adapted: Mapping[str, Module]
+    costs: Mapping[str, methods.Cost]
+    whole: methods.ModelCost
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kind of block in a step: `kept` bytes for the backward pass, `temporary` bytes while it runs, how often."""
+
+    count: int
+    tokens: int
+    hidden: int
+    kept: int
+    temporary: int
+
+
+def tokens_of(request: Request, whole: methods.ModelCost, stack: str) -> int:
+    """Tokens of a step in one stack: padding and virtual tokens included, both answers of a preference pair."""
+    length = request.sequence_length
+    if request.target_length is not None and any(name in stack for name in _DECODER):
+        length = request.target_length
+    if request.task == "grpo":
+        length += request.completion_length
+    rows = request.batch_size * (2 if request.task == "dpo" else 1)
+    return rows * (length + whole.tokens)
+
+
+def passes(job: Job) -> list[Pass]:
+    """Every kind of block that keeps something for the backward pass."""
+    found = []
+    for body in job.bodies:
+        tokens = tokens_of(job.request, job.whole, body.stack)
+        length = tokens // job.request.batch_size // (2 if job.request.task == "dpo" else 1)
+        plain = activations.block(body, job.geometry, length, job.numbers)
+        ways: dict[tuple[str, ...], int] = {}
+        names = [module.name for module in body.modules]
+        for number in body.numbers:
+            prefix = f"{body.stack}.{number}."
+            adapted = tuple(name for name in names if prefix + name in job.costs)
+            ways[adapted] = ways.get(adapted, 0) + 1
+        for adapted, count in ways.items():
+            prefix = f"{body.stack}.{_first(job, body, adapted)}."
+            costs = {name: job.costs[prefix + name] for name in adapted}
+            own = sum(cost.saved_per_token - cost.shared_input_per_token for cost in costs.values())
+            per_token = plain + own + _shared_inputs(costs)
+            kept = int(tokens * per_token) + sum(cost.saved for cost in costs.values())
+            found.append(Pass(count, tokens, body.hidden, kept, _temporary(job, body, tokens, costs)))
+    return found
+
+
+def _first(job: Job, body: Block, adapted: tuple[str, ...]) -> int:
+    if not adapted:
+        return body.numbers[0]
+    return next(n for n in body.numbers if all(f"{body.stack}.{n}.{name}" in job.costs for name in adapted))
+
+
+def _temporary(job: Job, body: Block, tokens: int, costs: Mapping[str, methods.Cost]) -> int:
+    """What a block's backward pass needs beyond what was kept: two gradients of the MLP, or an adapter's own work.
+
+    Adapters on attention run backward when what the MLP kept has been freed.
+    """
+    wide = job.numbers.wide
+    widest = max((unit.width for unit in body.feed_forward), default=body.hidden)
+    freed = sum(3 * wide * unit.width for unit in body.feed_forward)
+    most = wide * tokens * (widest + body.hidden)
+    for name, cost in costs.items():
+        after_mlp = role(f"layers.0.{name}") in ATTENTION
+        own = int(cost.temporaries(tokens) - (tokens * freed if after_mlp else 0))
+        most = max(most, own + wide * tokens * body.hidden)
+    return most
+
+
+def _shared_inputs(costs: Mapping[str, methods.Cost]) -> float:
+    """Inputs that several adapters read and that are kept once: the largest of each group. The input of the attention's
+    output projection is the attention's own output, which is kept anyway."""
+    groups: dict[str, float] = {}
+    for name, cost in costs.items():
+        kind = role(f"layers.0.{name}")
+        if kind != "output":
+            group = _INPUT_GROUPS.get(kind, name)
+            groups[group] = max(groups.get(group, 0.0), cost.shared_input_per_token)
+    return sum(groups.values())
+
+
+def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
+    """What is alive at each moment, in bytes by term. `residual`: bytes a number of the residual stream."""
+    request, numbers = job.request, job.numbers
+    steps = passes(job)
+    always = {"weights": held.weights, "adapter": held.adapter, "optimizer": held.states, **_copies(job)}
+    hidden = job.anatomy.hidden
+    last = tokens_of(request, job.whole, "decoder")
+    stock = request.loss == "stock" and request.task != "classification"
+    head = last * hidden * (4 + (numbers.wide if stock else 0))
+    loss = _loss(job, last)
+    logits = (
+        numbers.wide * job.anatomy.vocab * last if stock else 0
+    )  # the model's output, which the trainer still holds
+    early = {"gradients": held.gradients if request.accumulates else 0}
+    unpacked = weights.dequantised(_skeleton(job), numbers.wide) if _unpacks(job) else 0
+    rows = request.batch_size * (2 if request.task == "dpo" else 1)
+    whole = job.whole
+    extra = {"method": int(last * whole.saved_per_token + rows * whole.saved_per_row) + whole.saved}
+    unpacked += whole.temporary
+    if request.gradient_checkpointing:
+        kept = {"activations": sum(each.count * each.tokens * residual * each.hidden for each in steps)}
+        block = max((each.kept + each.temporary for each in steps), default=0)
+    else:
+        kept = {"activations": sum(each.count * each.kept for each in steps)}
+        block = max((each.temporary for each in steps), default=0)
+    running = "recomputed_block" if request.gradient_checkpointing else "block_backward"
+    found = {
+        "loss": {**always, **early, **kept, **extra, "head": head, "loss": loss},
+        "backward": {**always, **early, **kept, **extra, running: max(block, unpacked), "logits": logits},
+        "step": {**always, "gradients": held.gradients, "step": held.step},
+    }
+    if request.gradient_checkpointing:
+        first = {"activations": residual * last * hidden, running: max(block, unpacked), "logits": logits}
+        found["last_backward"] = {**always, "gradients": held.gradients, **first}
+    if request.task == "grpo":
+        found["generation"] = {**always, "cache": _cache(job), "loss": last * 4}
+    if request.task == "dpo":
+        found["reference"] = {
+            **always,
+            **early,
+            "loss": losses.reference_logits(tokens=last, vocab=job.anatomy.vocab, wide=numbers.wide),
+        }
+    return found
+
+
+def highest(found: Mapping[str, Terms]) -> tuple[str, Terms]:
+    """The moment with the highest sum, and its terms without those that are 0."""
+    name = max(found, key=lambda each: sum(found[each].values()))
+    return name, {term: size for term, size in found[name].items() if size}
+
+
+def _loss(job: Job, tokens: int) -> int:
+    request, numbers, anatomy = job.request, job.numbers, job.anatomy
+    if request.task == "classification":
+        return 16 * request.labels * request.batch_size
+    if request.task == "grpo":
+        tokens = request.batch_size * request.completion_length
+    return losses.held(
+        request.loss,
+        tokens=tokens,
+        vocab=anatomy.vocab,
+        hidden=anatomy.hidden,
+        wide=numbers.wide,
+        autocast=numbers.autocast,
+        triton=request.device == "cuda",
+        trained_head=numbers.trained,
+    )
+
+
+def _copies(job: Job) -> Terms:
+    """Autocast's 16-bit copies of float32 weights: of those that train, and of a frozen float32 base, which autograd
+    keeps for the gradient of its input."""
+    if not job.numbers.autocast:
+        return {}
+    trained = sum(cost.trainable for cost in job.costs.values()) + job.whole.trainable
+    copies = 2 * trained if job.numbers.adapter == 4 else 0
+    if job.request.precision == "fp32" and job.request.base_format in (None, "none"):
+        copies += 2 * sum(i * o for i, o in job.anatomy.linear.values())
+    return {"autocast_copies": copies}
+
+
+def _cache(job: Job) -> int:
+    """Keys and values of a generation, in the weights' format."""
+    request, anatomy = job.request, job.anatomy
+    length = request.sequence_length + request.completion_length
+    return (
+        2 * job.numbers.attention * anatomy.layers * anatomy.kv_heads * anatomy.head_dim * length * request.batch_size
+    )
+
+
+def _unpacks(job: Job) -> bool:
+    return job.request.base_format in ("nf4", "fp4", "nf4_double", "int8") or bool(job.anatomy.quantization)
+
+
+def _skeleton(job: Job) -> Skeleton:
+    assert job.anatomy.skeleton is not None
+    return job.anatomy.skeleton
