@@ -11,7 +11,7 @@ export PEFTSMITH_TRAIN_PYTHON ?= $(CURDIR)/$(TRAIN)
 export PEFTSMITH_TEST_MODEL ?= $(CURDIR)/$(MODEL)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-training test-system bench check format docs pins manifest train-env demo-model clean
+.PHONY: demo test test-fast test-training test-system bench check format docs pins manifest architectures train-env demo-model clean
 
 demo: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) examples/support-tickets/demo.py
@@ -31,6 +31,7 @@ test-system: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 bench: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) benchmarks/startup.py
 	$(CONTROL) benchmarks/traps.py tests/cases
+	$(TRAIN) benchmarks/targets.py
 
 check: .venv/ready
 	$(CONTROL) -m ruff check .
@@ -46,6 +47,10 @@ docs: .venv/ready
 
 manifest: .venv/ready
 	$(CONTROL) -m peftsmith.server.manifest
+
+# What config.json implies for every model type of the installed transformers: about half an hour, then look at the changes.
+architectures: .venv-train/ready
+	cd mcp_server && $(abspath $(TRAIN)) -m peftsmith.worker.catalogue peftsmith/knowledge/architectures.jsonl
 
 # Needs uv. Look at the difference before committing it: these are the versions that the tests prove.
 pins:

@@ -1,6 +1,6 @@
 """The memory estimate against published GPU peaks, beside other estimators on the same rows.
 
-Run as: python benchmarks/memory.py ROWS.csv --configs DIR [--others] [--rows]
+Run as: python benchmarks/memory.py ROWS.csv --configs DIR [--rows]
 
 ROWS.csv has the columns of the published-measurements table (model_id, method, r, target_modules, quant, weight_dtype,
 optimizer, per_device_batch, longest_batch_tokens, grad_ckpt, attention_impl, loss_impl, autocast, kbit_prepared,
@@ -9,8 +9,7 @@ named
 after the model id, `/` written `__`. Only what a row says of the run is read: never its id, its source or its published
 figure. What a row omits has one default for all rows: DEFAULTS. Prints a line per source and kind, then the figure.
 
---others also runs the real code of other estimators (benchmarks/other_estimators.py says which, and in which
-environment) on the same rows. --rows prints every row.
+--rows prints every row.
 """
 
 from __future__ import annotations
@@ -71,7 +70,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("table", type=Path)
     parser.add_argument("--configs", type=Path, required=True)
-    parser.add_argument("--others", action="store_true", help="also run other estimators on the same rows")
     parser.add_argument("--rows", action="store_true", help="print every scored row")
     arguments = parser.parse_args()
     files.set_roots(["/"])
@@ -86,10 +84,6 @@ def main() -> int:
             print(line_of(each))
     report("scored", scored)
     report("other rows (not scored)", rest)
-    if arguments.others:
-        from benchmarks import other_estimators
-
-        other_estimators.report(scored, arguments.configs)
     return figure(scored, sum(row["scored"] == "yes" for row in rows))
 
 

@@ -65,7 +65,7 @@ def test_values_out_of_range_are_refused_with_their_name(capsys, arguments):
 
 def test_an_unknown_choice_is_a_usage_error():
     with pytest.raises(SystemExit) as left:
-        cli.main(["estimate", "x", "--method", "magic"])
+        cli.main(["estimate", "x", "--precision", "int3"])
     assert left.value.code == 2
 
 

@@ -150,28 +150,34 @@ def test_a_head_that_differs_is_not_tied(folder):
 
 
 @pytest.mark.parametrize(
-    ("values", "found"),
+    ("values", "found", "severity"),
     [
-        ({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}, "model.architecture.unsupported"),
-        ({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}, "model.architecture.unsupported"),
-        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "model.architecture.unsupported"),
-        ({"model_type": None}, "model.architecture.unsupported"),
-        ({"model_type": ["llama"]}, "model.architecture.unsupported"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "model.architecture.not_causal"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "model.quantization.unsupported"),
-        (
-            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-            "model.quantization.unsupported",
-        ),
-        ({"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, "model.code.remote"),
+        ({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}, "model.tensors.contradict", "error"),
+        ({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}, "model.tensors.contradict", "error"),
+        ({"model_type": None}, "model.modules.from_header", "info"),
+        ({"model_type": ["llama"]}, "model.modules.from_header", "info"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "model.quantization.stored", "warning"),
+        ({"quantization_config": {"load_in_4bit": True}}, "model.quantization.stored", "warning"),
+        ({"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, "model.code.remote", "error"),
     ],
 )
-def test_what_is_not_covered_is_an_error_finding(folder, values, found):
+def test_what_does_not_fit_is_said(folder, values, found, severity):
     change(folder, "config.json", **values)
-    body = anatomy.inspect(str(folder))
-    assert ids(body)[found] == "error"
-    if "architecture" in found or "code" in found:
-        assert not body.supported and body.linear == {}
+    assert ids(anatomy.inspect(str(folder)))[found] == severity
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"model_type": "own"}, "model.architecture.unsupported"),
+        ({"model_type": None}, "model.architecture.unsupported"),
+        ({"architectures": ["LlamaForDreaming"]}, "model.architecture.not_causal"),
+    ],
+)
+def test_without_weights_an_unknown_class_has_no_modules(tmp_path, values, found):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_3_2_3B, **values}), encoding="utf-8")
+    body = anatomy.inspect(str(tmp_path))
+    assert ids(body)[found] == "error" and not body.supported and body.linear == {}
 
 
 def test_code_that_is_not_needed_is_only_mentioned(folder):

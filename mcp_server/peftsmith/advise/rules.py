@@ -90,4 +90,12 @@ def _against_model(plan: FineTunePlan, anatomy: Anatomy) -> list[Finding]:
         )
     if plan.method.quantization and anatomy.quantization:
         found.append(finding("plan.quantization.doubled", quantization=anatomy.quantization))
+    found += [
+        finding(each.id, each.message, severity="error", **each.evidence)
+        for each in anatomy.findings
+        if each.id == "model.architecture.not_causal"
+    ]
+    if anatomy.quantization:
+        message = f"The generated scripts do not load a base that is stored as {anatomy.quantization} yet."
+        found.append(finding("model.quantization.stored", message, severity="error", scheme=anatomy.quantization))
     return found

@@ -25,6 +25,7 @@ from peftsmith.model.roles import role
 HEAD = "lm_head"
 EMBEDDING = "model.embed_tokens"
 _LINEAR = ("linear", "conv1d")
+_NO_GENERATION = ("Classification", "ForMaskedLM", "ForQuestionAnswering", "ForMultipleChoice", "Model")
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _FAULTS_SHOWN = 5
@@ -152,8 +153,14 @@ def describe(model: source.ModelFiles, *, trust_remote_code: bool = False) -> An
         )
     if body is None:
         findings.append(_unsupported(config, scheme))
+    elif (_architecture(config) or "").endswith(_NO_GENERATION):
+        message = f"{_architecture(config)} does not generate text."
+        findings.append(finding("model.architecture.not_causal", message, severity="warning"))
     elif not tensors and not any(each.id.startswith("model.weights.") for each in findings):
         findings.append(finding("model.weights.missing"))
+    fused = [module.name for module in body.modules if module.kind == "experts"] if body else []
+    if fused:
+        findings.append(finding("model.experts.fused", layers=len(fused)))
     sizes = traits.sizes(config, body)
     if sizes["kv_heads"] and sizes["heads"] % sizes["kv_heads"]:
         raise PeftsmithError(
@@ -343,3 +350,12 @@ def _architecture(config: Mapping[str, Any]) -> str | None:
 
 def _name(value: Any) -> str | None:
     return files.clean(value, 80) if isinstance(value, str) else None
+
+
+# A model of which nothing is known: what a skeleton alone is put into.
+EMPTY = Anatomy(
+    id="", commit=None, folder=None, model_type="unknown", architecture=None, layers=0, hidden=0, intermediate=0,
+    heads=0, kv_heads=0, head_dim=0, vocab=0, tied_embeddings=False, parameters=0, parameter_bytes=0, dtype="float32",
+    max_positions=None, quantization=None, skeleton=None, config={}, eos_token_ids=[], pad_token_id=None,
+    bos_token_id=None, chat_template=None, licence=None,
+)  # fmt: skip

@@ -37,7 +37,7 @@ _HEAD = re.compile(
 )
 _STATE = re.compile(r"(^|\.)(mamba\w*|mixer|linear_attn|ssm|rg_lru|temporal_block|time_mix\w*|conv|short_conv"
                     r"|mlstm_layer|recurrent\w*|gated_deltanet|delta_net"
-                    r"|attention\.(key|value|receptance|output|gate))(\.|$)")  # fmt: skip
+                    r"|attention\.(key|value|receptance|output|gate)$)(\.|$)")  # fmt: skip
 _ATTENTION_PARENT = re.compile(r"attn|attention|Attention|mha|self_attn|EncDec|SelfAttention", re.IGNORECASE)
 _EMBEDDING = re.compile(r"embed|wte$|wpe$|^shared$|\.shared$|relative_attention_bias$|word_emb", re.IGNORECASE)
 _LEAVES: dict[Role, tuple[str, ...]] = {
@@ -75,9 +75,9 @@ def role(path: str) -> Role:
     if inside and _ROUTER.search(path):
         return "router"
     if not inside:
-        if _EMBEDDING.search(leaf):
-            return "embedding"
-        return "head" if _HEAD.search(path) else "other"
+        if _HEAD.search(path):
+            return "head"
+        return "embedding" if _EMBEDDING.search(leaf) else "other"
     return _in_block(path, parent, leaf)
 
 

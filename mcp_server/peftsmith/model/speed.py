@@ -81,7 +81,7 @@ def gpu(name: str) -> Gpu:
 def flops_per_token(anatomy: Anatomy, request: Request) -> dict[str, float]:
     """FLOPs a token of one training step, by part; `forward` alone is what an evaluation takes."""
     assert anatomy.skeleton is not None
-    active = _active(anatomy, request)
+    active = _active(anatomy)
     width = anatomy.heads * anatomy.head_dim or anatomy.hidden
     attention = 2.0 * anatomy.layers * request.sequence_length * width
     forward = 2.0 * active + attention
@@ -156,7 +156,7 @@ def estimate(
     return found
 
 
-def _active(anatomy: Anatomy, request: Request) -> float:
+def _active(anatomy: Anatomy) -> float:
     """Weights that a token is multiplied with: linear layers, and of the experts those that it is sent to."""
     assert anatomy.skeleton is not None
     total = 0.0
@@ -166,8 +166,6 @@ def _active(anatomy: Anatomy, request: Request) -> float:
             total += module.inputs * module.outputs * (routed if ".experts." in module.name else 1.0)
         elif module.kind == "experts":
             total += module.elements * routed
-    if anatomy.tied_embeddings and request.task != "classification":
-        total += anatomy.vocab * anatomy.hidden
     return total
 
 

@@ -30,6 +30,20 @@ _LINEAR = ("linear", "conv1d")
 _LAYER = re.compile(r"^(?:.*?\.)?(\d+)\.")
 _HEADS_OF_CLASSIFIERS = ("score", "classifier")  # peft.utils.other.SEQ_CLS_HEAD_NAMES
 _NAMES_SHOWN = 8
+# PEFT refuses these in models with Mamba blocks, whose kernels read their weights (tuners_utils.py, _check_lora_target_
+# modules_mamba).
+MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+_READ_BY_KERNELS = ("out_proj", "conv1d")
+# PEFT 0.21 rewrites target_modules of these types (utils/transformers_weight_conversion.py): any value that names an
+# MLP projection or the router, a regular expression or "all-linear" is turned into target_parameters of the experts,
+# and shared experts and dense layers are lost. Named as parameters themselves they stay what they are.
+CONVERTED_TYPES = (
+    "mixtral", "minimax", "minimax_m2", "qwen2_moe", "afmoe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1",
+    "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe", "longcat_flash", "solar_open", "mellum",
+    "qwen3_moe", "beam", "qwen3_omni_moe", "qwen3_next", "hunyuan_v1_moe", "flex_olmo", "olmoe", "exaone_moe",
+    "cohere2_moe",
+)  # fmt: skip
+_CONVERTED_NAMES = ("gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -98,10 +112,19 @@ def selection(anatomy: Anatomy, preset: str, include: Sequence[Role] = ()) -> Se
     """The exact PEFT values of a preset; None when the model has nothing of that kind."""
     skeleton = _known(anatomy)
     wanted = [module.name for module in skeleton.modules if _is_wanted(module, preset, include)]
+    if anatomy.model_type in MAMBA_TYPES:
+        wanted = [name for name in wanted if name.rpartition(".")[2] not in _READ_BY_KERNELS]
     parameters = _fused(skeleton) if preset in ("experts", "everything") else ()
     if not wanted and not parameters:
         return None
-    if wanted and set(wanted) == set(_all_linear(skeleton)):
+    if anatomy.model_type in CONVERTED_TYPES:
+        as_parameters = [name for name in wanted if name.rpartition(".")[2] in _CONVERTED_NAMES]
+        parameters = (*dict.fromkeys(f"{_after_number(name)}.weight" for name in as_parameters), *parameters)
+        wanted = [name for name in wanted if name not in as_parameters]
+        leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
+        exact = set(match(anatomy, leaves)) == set(wanted) if wanted else True
+        return Selection(leaves if exact else list(wanted), parameters, _classifier(skeleton))
+    if wanted and set(wanted) == set(_all_linear(skeleton)) and _head_is_plain(skeleton):
         value: Value = "all-linear"
     else:
         value = _shortest(anatomy, wanted)
@@ -140,6 +163,12 @@ def _output_embedding(skeleton: Skeleton) -> str | None:
     return next((m.name for m in reversed(heads) if m.outputs == embedding), None)
 
 
+def _head_is_plain(skeleton: Skeleton) -> bool:
+    """Whether get_output_embeddings surely returns the head: some old classes return their input embedding."""
+    heads = [m.leaf for m in skeleton.modules if m.kind in _LINEAR and role(m.name) == "head"]
+    return "output_projection" not in heads
+
+
 def _classifier(skeleton: Skeleton) -> tuple[str, ...]:
     """The head that a classifier must train beside its adapter, since it starts at random."""
     if not skeleton.architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
@@ -152,15 +181,21 @@ def _fused(skeleton: Skeleton) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for module in skeleton.modules:
         if module.kind == "experts" and role(module.name) != "tower":
-            short = re.split(r"\.\d+\.", module.name, maxsplit=1)[-1]
+            short = _after_number(module.name)
             found.update({f"{short}.{leaf}": None for leaf, shape in module.parameters.items() if len(shape) == 3})
     return tuple(found)
+
+
+def _after_number(name: str) -> str:
+    """The part of a path behind its first layer number, which is the same in every layer."""
+    return re.split(r"\.\d+\.", name, maxsplit=1)[-1]
 
 
 def _shortest(anatomy: Anatomy, wanted: Sequence[str]) -> Value:
     """Leaf names where they reach exactly `wanted`, else a regular expression that does."""
     leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
-    if set(match(anatomy, leaves)) == set(wanted) and not any(leaf.isdigit() for leaf in leaves):
+    containers = matching(anatomy.other_modules, leaves)  # PEFT refuses a name that also matches one of these
+    if set(match(anatomy, leaves)) == set(wanted) and not containers and not any(map(str.isdigit, leaves)):
         return leaves
     groups: dict[str, dict[str, None]] = {}
     for name in wanted:

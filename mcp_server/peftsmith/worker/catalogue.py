@@ -39,6 +39,7 @@ NULLS = {
     "ffn_dim": ["4*hidden_size"],
     "intermediate_size": ["4*hidden_size"],
 }
+UNLISTED = ("head_dim",)  # read where a config.json has it, though the class does not list it
 CHOICES = {"feed_forward_proj": ("gated-gelu", "relu")}
 LAYER_KINDS = ("attention", "full_attention", "linear_attention", "mamba", "conv", "hybrid", "recurrent", "sparse",
                "dense", "moe", "mlp")  # fmt: skip
@@ -184,7 +185,7 @@ class Experiment:
         found = {}
         for prefix, part in _parts(self.document):
             for name, formulas in NULLS.items():
-                if part.get(name, 0) is not None:
+                if part.get(name) is not None or (name not in part and name not in UNLISTED):
                     continue
                 before = self.shapes({})
                 for formula in formulas:
@@ -192,8 +193,12 @@ class Experiment:
                     if before is None or not all(type(part.get(each)) is int for each in names):
                         continue
                     value = value_of(formula, part)
-                    same = self.shapes({prefix + name: int(value)}) if value.denominator == 1 else None
-                    if same is not None and same.widths == before.widths:
+                    if value.denominator != 1 or value < 1:
+                        continue
+                    same = self.shapes({prefix + name: int(value)})
+                    twice = self.shapes({prefix + name: 2 * int(value)})
+                    read = name in part or (twice is not None and twice.widths != before.widths)
+                    if same is not None and same.widths == before.widths and read:
                         part[name] = int(value)
                         found[prefix + name] = _prefixed(formula, prefix)
                         break
@@ -501,16 +506,18 @@ class Experiment:
 
     def default_of(self, name: str, used: set[str]) -> Any:
         """The default, and what the class makes of null; {"is": formula} when the default follows other fields."""
+        if name in self.nulls:
+            return {"is": self.nulls[name]}
         try:
             value = _get(self.full, name)
         except AttributeError:
             return None
-        if name in self.nulls:
-            return {"is": self.nulls[name]}
         if type(value) is not int:
             return value if isinstance(value, bool | str | None | list) else None
         follows = []
         for other in sorted(used - {name}):
+            if other in self.nulls:
+                continue
             changed = _get(self.full, other)
             if type(changed) is not int:
                 continue
