@@ -9,44 +9,21 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from peftsmith.worker.allocator import EMPTY_CACHE, Event
-from peftsmith.worker.trace_values import Values
 
 CUBLAS_WORKSPACE = 33 << 20  # what published runs hold beyond their tensors; taken by the first matrix product
 _FLOAT32 = 4
 
 
-@dataclass(frozen=True)
-class Loop:
-    """What a training loop does with memory, apart from its steps."""
-
-    keeps_output: bool  # the logits stay until the next forward pass is over, as in `outputs = model(**batch)`
-    moves_model: bool  # model.to(device) after the adapter was added; without it, what PEFT left on the CPU stays there
-    loads_at_once: bool  # transformers' caching_allocator_warmup: only for device_map
-
-    @staticmethod
-    def of(name: str) -> Loop:
-        """ "trainer" (transformers and TRL) or "bare" (a loop of one's own, the model loaded with device_map)."""
-        return {"trainer": Loop(False, True, False), "bare": Loop(True, False, True)}[name]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step; `length` in tokens."""
-
-    length: int
-    after_emptying: bool = False  # torch.cuda.empty_cache() was called
-
-
-class Log(Values):
+class Log(TorchDispatchMode):
     """Writes (identity, bytes) for every new storage and (identity, 0) when it dies."""
 
     def __init__(self) -> None:
@@ -89,7 +66,7 @@ class Log(Values):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = self.answer(function, args, kwargs or {})
+        result = function(*args, **(kwargs or {}))
         for each in tree_iter(result):
             if isinstance(each, torch.Tensor) and each.device.type == "meta":
                 self.adopt(each)
@@ -137,6 +114,24 @@ class Autocast(TorchFunctionMode):
         return value.to(wanted)
 
 
+class Undecided(TorchFunctionMode):
+    """Answers questions about values, which meta tensors do not have, with no and 0, and counts them."""
+
+    QUESTIONS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__float__)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in self.QUESTIONS and isinstance(args[0], torch.Tensor) and args[0].device.type == "meta":
+            self.asked += 1
+            return False if function is torch.Tensor.__bool__ else 0
+        return function(*args, **(kwargs or {}))
+
+
 @contextmanager
 def recorded() -> Iterator[Log]:
     log = Log()
@@ -151,52 +146,40 @@ def run(
     log: Log,
     model: torch.nn.Module,
     output_of: Callable[[int], Any],
-    loop: Loop,
-    batches: list[Batch],
+    lengths: list[int],
     *,
     optimizer: str,
     autocast: torch.dtype | None,
-) -> None:
-    """A run as `loop` makes it: weights, then forward, backward and optimiser for every batch. `output_of(length)`
-    makes the batch and returns the model's output with a loss."""
+) -> int:
+    """Steps with batches of these lengths: forward, backward, optimiser. `output_of(length)` makes the batch and
+    returns
+    the model's output, which training loops hold until the step is over. Returns how many questions about values had
+    no true answer."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    _load(log, model, at_once=loop.loads_at_once)
-    log.hold(CUBLAS_WORKSPACE)
+    for parameter in [*model.parameters(), *model.buffers()]:
+        log.adopt(parameter)
+    log.mark("model")
     states: list[int] = []
-    kept: Any = None
-    for number, batch in enumerate(batches):
-        if batch.after_emptying:
-            log.events.append(EMPTY_CACHE)
-        for parameter in trained:
-            parameter.grad = None
+    undecided = Undecided()
+    log.hold(CUBLAS_WORKSPACE)
+    for number, length in enumerate(lengths):
         with log:
-            with Autocast(autocast) if autocast is not None else nullcontext():
-                output = output_of(batch.length)
-            kept = output if loop.keeps_output else None  # what was kept of the step before goes only now
-            loss = output.loss
-            del output
+            with undecided, Autocast(autocast) if autocast is not None else nullcontext():
+                output = output_of(length)
             log.mark(f"forward {number}")
-            loss.backward()
-            del loss
+            output.loss.backward()
+            del output
         log.mark(f"backward {number}")
         if not states:
             states = [log.hold(size) for each in trained for size in state_sizes(optimizer, each)]
         temporary = [log.hold(size) for each in trained for size in step_sizes(optimizer, each)]
         for identity in temporary:
             log.release(identity)
+        for parameter in trained:
+            parameter.grad = None
         log.mark(f"step {number}")
-    del kept
-
-
-def _load(log: Log, model: torch.nn.Module, *, at_once: bool) -> None:
-    """The weights: base first, then what trains and what else an adapter keeps on the device."""
-    tensors = [each for each in [*model.parameters(), *model.buffers()] if each.device.type == "meta"]
-    tensors.sort(key=lambda each: each.requires_grad)
-    if at_once:  # transformers takes one block of the weights' size, gives it back and fills it
-        log.release(log.hold(sum(each.numel() * each.element_size() for each in tensors if not each.requires_grad)))
-    for each in tensors:
-        log.adopt(each)
-    log.mark("weights")
+        log.events.append(EMPTY_CACHE)
+    return undecided.asked
 
 
 def state_sizes(optimizer: str, parameter: torch.Tensor) -> list[int]:

@@ -17,7 +17,6 @@ from torch import nn
 
 from peftsmith.worker import allocator, trace_model, trace_step
 from peftsmith.worker.child import Report
-from peftsmith.worker.trace_values import Values
 
 # Layers of each kind: all of them up to the second number; of more, both numbers are traced and extended in a line.
 LAYERS = (16, 32)
@@ -73,47 +72,36 @@ def one(
 ) -> tuple[dict[str, int], list[str]]:
     """Sizes for a model with these layers, and what was stood in for. `device` is where the adapter is set up."""
     report("trace", {"layers": sum(counts.values())})
-    loop = trace_step.Loop.of(arguments.get("loop") or "trainer")
-    model, substitutions = _model(arguments, counts, device, loop)
+    model, substitutions = _model(arguments, counts, device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     model.train()
     with trace_step.recorded() as log:
-        trace_step.run(
+        asked = trace_step.run(
             log,
             model,
             lambda length: _output(model, arguments, length),
-            loop,
-            history(loop, int(arguments["length"])),
+            [int(arguments["length"])] * 2,  # the second finds the optimiser's states there
             optimizer=arguments.get("optimizer") or "adamw_torch",
             autocast=trace_model.DTYPES[arguments["dtype"]] if arguments.get("autocast") else None,
         )
         peak = allocator.replay(log.events)
-    if log.asked:
-        substitutions.append(f"values that {log.asked} operations asked for")
+    if asked:
+        substitutions.append("branches that depend on values (taken as false)")
     gc.collect()
     return {"allocated": peak.allocated, "reserved": peak.reserved, "trainable": trainable}, substitutions
 
 
-def history(loop: trace_step.Loop, length: int) -> list[trace_step.Batch]:
-    return HIST(length)
-
-
-def _model(
-    arguments: dict[str, Any], counts: dict[str, int], device: str, loop: trace_step.Loop
-) -> tuple[nn.Module, list[str]]:
+def _model(arguments: dict[str, Any], counts: dict[str, int], device: str) -> tuple[nn.Module, list[str]]:
     """The adapted model on the meta device. Methods whose set-up needs numbers get real weights for a moment
     ("cpu")."""
     dtype = trace_model.DTYPES[arguments["dtype"]]
     adapter = trace_model.DTYPES[arguments.get("adapter_dtype") or "float32"]
     substitutions = ["attention kernel"]
-    values = Values()
-    with values:
-        model = _base(arguments, counts, dtype, device, substitutions)
-        wrapped = trace_model.adapt(model, arguments.get("method"), adapter)
-    if loop.moves_model or device != "meta":
-        wrapped = wrapped.to("meta")
-    if values.asked:
-        substitutions.append(f"values that the set-up asked for {values.asked} times")
+    model = _base(arguments, counts, dtype, device, substitutions)
+    if device != "meta":
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.02)
+    wrapped = trace_model.adapt(model, arguments.get("method"), adapter).to("meta")
     for name, parameter in wrapped.named_parameters():
         if any(part in arguments.get("frozen", ()) for part in name.split(".")):
             parameter.requires_grad_(False)
