@@ -34,6 +34,7 @@ from peftsmith.worker import catalogue, shrink, table  # noqa: E402
 
 COMPARED_SHARE, FROM_CONFIG = 85.0, 60
 RANK = 8
+NOT_WRAPPED = "PEFT cannot wrap this class"
 PEFT_TASKS = {"causal-lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS"}
 
 
@@ -75,6 +76,8 @@ def compare(model_type: str, task: str) -> dict[str, Any]:
         model = table.build(config, task) if model is None else model
         fault = fault_of(model, choice, expected, task)
         model = None  # PEFT has changed it
+        if fault and fault.startswith(NOT_WRAPPED):
+            return {"built": False, "why": fault}
         if fault:
             wrong.append(f"{choice.preset}: {fault}")
     return {
@@ -108,6 +111,8 @@ def fault_of(model: Any, choice: targets.Choice, expected: set[str], task: str) 
     config = peft.LoraConfig(r=RANK, lora_dropout=0.0, task_type=PEFT_TASKS.get(task), **choice.config)
     try:
         wrapped = peft.get_peft_model(model, config)
+    except NotImplementedError as error:  # the class lacks what PEFT asks of any model
+        return f"{NOT_WRAPPED}: {str(error)[:120]}"
     except Exception as error:  # a value that PEFT refuses is a fault of ours
         return f"PEFT refuses {choice.config}: {type(error).__name__}: {str(error)[:120]}"
     names = {

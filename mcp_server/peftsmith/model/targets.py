@@ -40,8 +40,8 @@ _READ_BY_KERNELS = ("out_proj", "conv1d")
 CONVERTED_TYPES = (
     "mixtral", "minimax", "minimax_m2", "qwen2_moe", "afmoe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1",
     "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe", "longcat_flash", "solar_open", "mellum",
-    "qwen3_moe", "beam", "qwen3_omni_moe", "qwen3_next", "hunyuan_v1_moe", "flex_olmo", "olmoe", "exaone_moe",
-    "cohere2_moe",
+    "qwen3_moe", "beam", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_omni_moe_text", "qwen3_next",
+    "hunyuan_v1_moe", "flex_olmo", "olmoe", "exaone_moe", "cohere2_moe",
 )  # fmt: skip
 _CONVERTED_NAMES = ("gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
 
@@ -278,10 +278,15 @@ def trainable(
     modules = [module for module in skeleton.modules if module.name in reached]
     total = methods.trainable(method, sizes(anatomy), options, modules)
     saved = tuple(fields.get("modules_to_save") or ())
-    copies = [
-        m for m in skeleton.modules if any(re.search(rf"(^|\.){re.escape(name)}($|\.)", m.name) for name in saved)
-    ]
+    copies = [module for module in skeleton.modules if _is_saved(module.name, saved)]
     return total + sum(module.elements for module in copies)
+
+
+def _is_saved(name: str, saved: tuple[str, ...]) -> bool:
+    """Whether PEFT trains a copy of this module: it, or a module that it lies in, ends with a name of modules_to_save
+    (peft/utils/other.py _set_trainable; "pre_classifier" ends with "classifier" too)."""
+    parts = name.split(".")
+    return any(".".join(parts[:count]).endswith(saved) for count in range(1, len(parts) + 1))
 
 
 def sizes(anatomy: Anatomy) -> methods.Sizes:

@@ -131,6 +131,8 @@ def import_libraries(*, quantise: bool) -> None:
     for module in ("sklearn.feature_extraction.text", "sklearn.linear_model"):  # generated evaluations compare with it
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    if quantise:  # a shortcut of some processors, which refuses the small widths of a twin and which no GPU takes
+        importlib.import_module("bitsandbytes.nn.modules").has_avx512bf16 = lambda: False  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()
 
