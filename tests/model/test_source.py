@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_pickle_beside_safetensors_is_no_matter(folder):
 
 
 def test_gguf_only_is_an_error_finding(tmp_path):
-    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(8))
     found = source.open_model(str(tmp_path))
     assert [(each.id, each.severity) for each in found.notes] == [("model.weights.gguf_only", "error")]
     assert found.tensors == {} and found.config == {}

@@ -144,3 +144,14 @@ def test_serving_limits():
         "llama.cpp",
         "ollama",
     ]
+
+
+def test_a_head_that_peft_would_not_leave_out_is_never_reached_by_a_preset(tmp_path):
+    """ChatGLM names no output embeddings, so PEFT's "all-linear" takes its output_layer too."""
+    config = {
+        "model_type": "chatglm", "architectures": ["ChatGLMModel"], "multi_query_attention": True, "num_layers": 2,
+        "multi_query_group_num": 2, "add_qkv_bias": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (choice,) = targets.find(anatomy.inspect(str(tmp_path)), rank=8, preset="all-linear")
+    assert choice.modules == 8 and choice.value != "all-linear"

@@ -151,9 +151,9 @@ def describe(model: source.ModelFiles, *, trust_remote_code: bool = False) -> An
                 "model.quantization.stored", f"The weights are already quantised ({scheme}).", scheme=scheme, **detail
             )
         )
-    if body is None:
+    if body is None and model.gguf is None:
         findings.append(_unsupported(config, scheme))
-    elif (_architecture(config) or "").endswith(_NO_GENERATION):
+    elif body is not None and (_architecture(config) or "").endswith(_NO_GENERATION):
         message = f"{_architecture(config)} does not generate text."
         findings.append(finding("model.architecture.not_causal", message, severity="warning"))
     elif not tensors and not any(each.id.startswith("model.weights.") for each in findings):
@@ -174,7 +174,7 @@ def describe(model: source.ModelFiles, *, trust_remote_code: bool = False) -> An
     text = tokens.read(model, sizes["vocab"] or None)
     if model.licence is None:
         findings.append(finding("model.licence.unknown"))
-    return Anatomy(
+    found = Anatomy(
         id=model.id,
         commit=model.commit,
         folder=model.folder,
@@ -196,6 +196,22 @@ def describe(model: source.ModelFiles, *, trust_remote_code: bool = False) -> An
         licence=model.licence,
         findings=[*findings, *text.findings],
         quantization_detail=detail,
+    )
+    return found if body or model.gguf is None else _of_gguf(found, model.gguf)
+
+
+def _of_gguf(found: Anatomy, summary: Mapping[str, Any]) -> Anatomy:
+    """What a GGUF file says of itself (gguf.summary), where no config.json says more. Its modules stay unknown."""
+    sizes: dict[str, Any] = {name: summary[name] or 0 for name in traits.NAMES}
+    return replace(
+        found,
+        **sizes,
+        model_type=summary["architecture"] or found.model_type,
+        parameters=summary["parameters"],
+        parameter_bytes=summary["bytes"],
+        max_positions=found.max_positions or summary["positions"],
+        quantization="gguf",
+        quantization_detail={"types": summary["types"]},
     )
 
 

@@ -18,7 +18,14 @@ from peftsmith.model.modules import Kind, Module, Skeleton
 MOST_LAYERS = 2000
 REMOTE_TYPES = ("qwen", "baichuan", "internlm2", "chatglm")  # written down by hand: their code is not in transformers
 LARGEST_SIZE = 100_000_000
-_MAY_BE_NONE = ("shared", "nextn", "num_experts")
+_MAY_BE_NONE = ("shared", "nextn", "num_experts", "first_k_dense", "num_dense_layers", "moe_layer_start")
+# Older names of layer types (transformers configuration_utils, _LEGACY_LAYER_TYPE_REMAP).
+_LAYER_TYPES = {
+    "mamba": "linear_attention",
+    "attention": "full_attention",
+    "deepseek_sparse_attention": "indexed_attention",
+    "qwen_sparse_attention": "indexed_attention",
+}
 # An explicit null: transformers then takes one key/value head for each head, and the class default for anything else.
 _NULL_KEY_VALUE_HEADS = "num_key_value_heads"
 
@@ -74,15 +81,18 @@ def skeleton(config: Mapping[str, Any]) -> Skeleton | None:
         return None
     entry, architecture = found
     fields = Fields(config, entry)
-    modules, dropped, tied = _patched(entry, fields)
+    flags = _active(entry, fields)
+    if any(set(pair) <= set(flags) for pair in entry.get("apart", ())):
+        return None
+    modules, tied = _patched(entry, flags)
     layers = {stack: _kinds(rule, fields) for stack, rule in entry["stacks"].items()}
-    if any(kinds is None for kinds in layers.values()):
+    stacks = {name.partition("|")[0] for name in modules if "|" in name}
+    if any(layers.get(stack) is None for stack in stacks):
         return None
     widths = _Widths(fields)
     rows: list[Module] = []
-    for name, (kind, cls, parameters) in modules.items():
-        if name not in dropped:
-            rows += _modules(name, kind, cls, widths.shapes(parameters), layers)
+    for name, (kind, cls, parameters, *how) in modules.items():
+        rows += _modules(name, kind, cls, widths.shapes(parameters), layers, depthwise="depthwise" in how)
     return Skeleton(
         architecture=architecture,
         model_type=str(config["model_type"]),
@@ -102,9 +112,30 @@ def entry_of(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None:
     wanted = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     entries = [entry for task in catalogue.tasks(kind) if (entry := catalogue.entry(kind, task)) is not None]
     for entry in entries:
-        if entry["complete"] and (wanted is None or wanted in (entry["architecture"], *entry.get("also", ()))):
+        named = wanted is None or wanted in (entry["architecture"], *entry.get("also", ()))
+        if entry["complete"] and named and _is_meant(config, entry):
             return entry, entry["architecture"]
     return None
+
+
+def _is_meant(config: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether an entry speaks of this config at all. Repositories with code of their own use one type and class name
+    for several models, which `needs` and `lacks` tell apart; `only` names fields that change modules in a way that no
+    formula here tells, with the one value that the entry is true for."""
+    needs, lacks, only = entry.get("needs", {}), entry.get("lacks", ()), entry.get("only", {})
+    return (
+        all(config.get(key) == value for key, value in needs.items())
+        and not any(map(config.get, lacks))
+        and all(_stated(config, name) in (None, value) for name, value in only.items())
+    )
+
+
+def _stated(config: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted field; None where it is not stated."""
+    place: Any = config
+    for part in name.split("."):
+        place = place.get(part) if isinstance(place, Mapping) else None
+    return place
 
 
 class _Widths:
@@ -131,23 +162,29 @@ def _whole(value: Any, name: str) -> int:
     return int(value)
 
 
-def _patched(entry: Mapping[str, Any], fields: Fields) -> tuple[dict[str, Any], set[str], Mapping[str, str]]:
-    """Modules, names left out and ties, after the flags that differ from the class's defaults."""
-    modules = dict(entry["modules"])
-    dropped: set[str] = set()
-    tied = entry["tied"]
-    for flag, patch in entry["patches"].items():
-        name, _, text = flag.partition("=")
-        value = fields.raw(name)
-        if isinstance(fields.defaults.get(name), bool) and value is not None and not isinstance(value, bool):
-            raise PeftsmithError(
-                f"{name} in config.json must be true or false", value=value, next_step="Correct config.json."
-            )
-        if value == json.loads(text) and type(value) is type(json.loads(text)):
-            modules |= patch["set"]
-            dropped |= set(patch["drop"])
-            tied = tied if patch["tied"] is None else patch["tied"]
-    return modules, dropped, tied
+def _active(entry: Mapping[str, Any], fields: Fields) -> list[str]:
+    """The patches of an entry that apply: by one flag ("attention_bias=true"), or by two ("bias=true&alibi=true")."""
+    return [key for key in entry["patches"] if all(_is_set(flag, fields) for flag in key.split("&"))]
+
+
+def _is_set(flag: str, fields: Fields) -> bool:
+    name, _, text = flag.partition("=")
+    value, wanted = fields.raw(name), json.loads(text)
+    if isinstance(fields.defaults.get(name), bool) and value is not None and not isinstance(value, bool):
+        raise PeftsmithError(
+            f"{name} in config.json must be true or false", value=value, next_step="Correct config.json."
+        )
+    return bool(value == wanted and type(value) is type(wanted))
+
+
+def _patched(entry: Mapping[str, Any], keys: list[str]) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """Modules and ties with the changes that these patches bring; later ones overrule."""
+    modules, tied = dict(entry["modules"]), entry["tied"]
+    for key in keys:
+        patch = entry["patches"][key]
+        modules = {name: row for name, row in (modules | patch["set"]).items() if name not in patch["drop"]}
+        tied = tied if patch["tied"] is None else patch["tied"]
+    return modules, tied
 
 
 def _kinds(stack: Mapping[str, Any] | None, fields: Fields) -> list[str] | None:
@@ -173,6 +210,7 @@ def _by_rule(rule: list[Any], layers: int, fields: Fields) -> list[str] | None:
         lists = [fields.raw(name) for name in rule[1]]
         if not all(isinstance(each, list) and len(each) == layers for each in lists):
             return None
+        lists = [[_LAYER_TYPES.get(each, each) if isinstance(each, str) else each for each in some] for some in lists]
         kinds = [rule[2].get(json.dumps([each[index] for each in lists], default=str)) for index in range(layers)]
         return None if None in kinds else kinds
     number = 1 if rule[1] == "1" else fields.size(rule[1])
@@ -182,11 +220,14 @@ def _by_rule(rule: list[Any], layers: int, fields: Fields) -> list[str] | None:
 
 
 def _modules(
-    name: str, kind: Kind, cls: str, shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, list[str] | None]
-) -> list[Module]:
+    name: str, kind: Kind, cls: str, shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, list[str] | None],
+    *, depthwise: bool,
+) -> list[Module]:  # fmt: skip
     if any(0 in shape for shape in shapes.values()):
         return []
     inputs, outputs = _ends(kind, shapes)
+    if depthwise:  # one filter a channel: the weight shows a single input
+        inputs = outputs
     if "|" not in name:
         return [Module(name, kind, inputs, outputs, shapes, cls)]
     stack, label, rest = name.split("|")

@@ -34,6 +34,7 @@ _HEAD = re.compile(
     r"|qa_outputs|proj_out|cls(\.\w+)+|generator_lm_head|generator_predictions(\.\w+)*|vocab_\w+|head(\.\w+)*"
     r"|pre_classifier|logits_proj\w*|predictions(\.\w+)+|discriminator_predictions(\.\w+)*|lm_loss|pooler(\.\w+)*"
     r"|sequence_summary(\.\w+)*|summary|pred_layer(\.\w+)*|decoder|mlm_head(\.\w+)*|entity_predictions(\.\w+)*|seq_relationship)$"
+    r"|^output$|^transformer\.output_layer$"  # InternLM2, ChatGLM
 )
 _STATE = re.compile(r"(^|\.)(mamba\w*|mixer|linear_attn|ssm|rg_lru|temporal_block|time_mix\w*|conv|short_conv"
                     r"|mlstm_layer|recurrent\w*|gated_deltanet|delta_net"
@@ -86,6 +87,8 @@ def _in_block(path: str, parent: str, leaf: str) -> Role:
     last = parent.rpartition(".")[2]
     if _EMBEDDING.search(leaf):
         return "embedding"
+    if re.fullmatch(r"transformer\.h\.\d+\.mlp\.w[12]", path):  # Qwen, of which w1 is the one without activation
+        return "up" if leaf == "w1" else "gate"
     attention = bool(_ATTENTION_PARENT.search(last)) or bool(re.search(r"attention\.(self|output)$", parent))
     if _STATE.search(path) and not re.search(r"self_attn|self_attention", path) and leaf not in ("q_proj", "k_proj"):
         return "state" if not re.search(r"(^|\.)(mlp|feed_forward|ffn)\.", path) else _BY_LEAF.get(leaf, "other")

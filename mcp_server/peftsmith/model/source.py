@@ -14,7 +14,7 @@ from typing import Any
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
-from peftsmith.model import headers
+from peftsmith.model import gguf, headers
 from peftsmith.model.headers import Tensor
 
 WEIGHTS = "model.safetensors"
@@ -30,6 +30,8 @@ SMALL = (
     INDEX,
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_GGUF_PART = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
+_MOST_PARTS = 500
 _LARGEST_CONFIG = 16 << 20
 _LARGEST_INDEX = 256 << 20
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
@@ -41,7 +43,8 @@ class ModelFiles:
     """What is there of a model.
 
     `folder` is set for a local folder only. `small` is where config and tokenizer files lie (for a hub model the hub
-    cache's snapshot). `tensors` is empty when there are no safetensors headers; `notes` then says why.
+    cache's snapshot). `tensors` is empty when there are no safetensors headers; `notes` then says why. `gguf` sums up
+    the GGUF files (gguf.summary) of a local folder that has nothing else.
     """
 
     id: str
@@ -52,6 +55,7 @@ class ModelFiles:
     notes: tuple[Finding, ...]
     small: Path
     licence: str | None = None
+    gguf: dict[str, Any] | None = None
 
 
 def open_model(model: str, revision: str | None = None) -> ModelFiles:
@@ -87,9 +91,13 @@ def open_folder(folder: Path, *, id_: str | None = None, commit: str | None = No
         )
     names = sorted(entry.name for entry in folder.iterdir())
     notes = weight_notes(names, str(folder))
+    stored = None
+    if notes and notes[0].id == "model.weights.gguf_only":
+        stored = _gguf(folder, names)
+        notes = (finding("model.weights.gguf_only", _as_gguf(stored), files=notes[0].evidence["files"], **stored),)
     if "config.json" in names:
         config = read_config(folder / "config.json")
-    elif notes and notes[0].id == "model.weights.gguf_only":
+    elif stored is not None:
         config = {}
     else:
         adapter = "adapter_config.json" in names
@@ -112,6 +120,24 @@ def open_folder(folder: Path, *, id_: str | None = None, commit: str | None = No
         notes=notes,
         small=folder,
         licence=_licence_in_card(folder / "README.md"),
+        gguf=stored,
+    )
+
+
+def _gguf(folder: Path, names: list[str]) -> dict[str, Any]:
+    """What the GGUF files say: of a split model all parts, of several models the first. Raises PeftsmithError for a
+    broken file."""
+    every = [name for name in names if name.endswith(".gguf")]
+    part = _GGUF_PART.fullmatch(every[0])
+    chosen = [name for name in every if part and name.startswith(part.group(1) + "-")] if part else every[:1]
+    return gguf.summary([gguf.read_file(folder / name) for name in chosen[:_MOST_PARTS]])
+
+
+def _as_gguf(found: dict[str, Any]) -> str:
+    kinds = ", ".join(found["types"]) or "no tensors"
+    return (
+        f"The folder holds GGUF files only: {found['architecture'] or 'an unnamed architecture'}, "
+        f"{found['parameters']:,} parameters as {kinds}. LoRA is trained on a model in the Hugging Face layout."
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peftsmith.finding import Finding, finding
-from peftsmith.model import targets
+from peftsmith.model import reach, targets
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.roles import role
 
@@ -21,7 +21,7 @@ _SHOWN = 8
 
 def judge(
     anatomy: Anatomy,
-    target_modules: targets.Value | Sequence[str] | Mapping[str, Any],
+    target_modules: reach.Value | Sequence[str] | Mapping[str, Any],
     rank: int,
     *,
     method: str = "LORA",
@@ -45,7 +45,7 @@ def judge(
     return found + share_findings(anatomy, targets.trainable(anatomy, fields, rank, method=method))
 
 
-def _names(anatomy: Anatomy, value: targets.Value | Sequence[str]) -> list[Finding]:
+def _names(anatomy: Anatomy, value: reach.Value | Sequence[str]) -> list[Finding]:
     found = []
     lost = targets.unmatched(anatomy, value)
     if lost:
@@ -53,7 +53,7 @@ def _names(anatomy: Anatomy, value: targets.Value | Sequence[str]) -> list[Findi
         message = f"These names match nothing in the model: {', '.join(map(repr, names))}."
         found.append(finding("model.targets.unmatched", message, names=names))
     if not (isinstance(value, str) and value.lower() == "all-linear"):
-        wrong = targets.matching(anatomy.other_modules, value)
+        wrong = reach.matching(anatomy.other_modules, value)
         if wrong:
             found.append(finding("model.targets.not_adaptable", modules=wrong[:_SHOWN], count=len(wrong)))
     return found

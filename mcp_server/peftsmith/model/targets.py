@@ -1,9 +1,8 @@
-"""Which modules an adapter reaches: PEFT's own matching, presets as exact values, counts and shares.
+"""Which modules an adapter reaches: presets as exact values for PEFT, counts and shares.
 
-Knows: how PEFT matches target_modules, exclude_modules, layers_to_transform and target_parameters, and what each preset
-means for a model, by the roles of its modules.
-Does not know: what is wrong with a choice (target_findings.py), what other methods than LoRA add (methods.py), or
-bytes.
+Knows: what each preset means for a model, by the roles of its modules, and how many parameters a config trains.
+Does not know: PEFT's matching (reach.py), what is wrong with a choice (target_findings.py), what other methods than
+LoRA add (methods.py), or bytes.
 """
 
 from __future__ import annotations
@@ -11,39 +10,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
-from peftsmith.model import methods, serving
+from peftsmith.model import conversion, methods, reach, serving
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.modules import Module, Skeleton
+from peftsmith.model.reach import Reach, Value
 from peftsmith.model.roles import ATTENTION, MLP, Role, role
 
-Value = list[str] | str
 PRESETS = ("query-value", "attention", "mlp", "all-linear", "experts", "everything")
 LARGEST_RANK = 4096
-_LONGEST_PATTERN = 20_000
-_ADAPTABLE = ("linear", "conv1d", "embedding", "conv")
-_LINEAR = ("linear", "conv1d")
 _LAYER = re.compile(r"^(?:.*?\.)?(\d+)\.")
-_HEADS_OF_CLASSIFIERS = ("score", "classifier")  # peft.utils.other.SEQ_CLS_HEAD_NAMES
 _NAMES_SHOWN = 8
-# PEFT refuses these in models with Mamba blocks, whose kernels read their weights (tuners_utils.py, _check_lora_target_
-# modules_mamba).
-MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-_READ_BY_KERNELS = ("out_proj", "conv1d")
-# PEFT 0.21 rewrites target_modules of these types (utils/transformers_weight_conversion.py): any value that names an
-# MLP projection or the router, a regular expression or "all-linear" is turned into target_parameters of the experts,
-# and shared experts and dense layers are lost. Named as parameters themselves they stay what they are.
-CONVERTED_TYPES = (
-    "mixtral", "minimax", "minimax_m2", "qwen2_moe", "afmoe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1",
-    "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe", "longcat_flash", "solar_open", "mellum",
-    "qwen3_moe", "beam", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_omni_moe_text", "qwen3_next",
-    "hunyuan_v1_moe", "flex_olmo", "olmoe", "exaone_moe", "cohere2_moe",
+Fields = Mapping[str, Any]
+# Fields of a config that say where adapters go; all others are options of the method.
+_PLACES = (
+    "target_modules", "target_parameters", "exclude_modules", "modules_to_save", "layers_to_transform",
+    "layers_pattern", "task_type",
 )  # fmt: skip
-_CONVERTED_NAMES = ("gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -108,31 +96,29 @@ def find(
     return [choice for choice in found if choice is not None]
 
 
-def selection(anatomy: Anatomy, preset: str, include: Sequence[Role] = ()) -> Selection | None:
-    """The exact PEFT values of a preset; None when the model has nothing of that kind."""
+def selection(anatomy: Anatomy, preset: str, include: Sequence[Role] = (), method: str = "LORA") -> Selection | None:
+    """The exact PEFT values of a preset; None when the model has nothing of that kind that the method can adapt."""
     skeleton = _known(anatomy)
     wanted = [module.name for module in skeleton.modules if _is_wanted(module, preset, include)]
-    if anatomy.model_type in MAMBA_TYPES:
-        wanted = [name for name in wanted if name.rpartition(".")[2] not in _READ_BY_KERNELS]
-    parameters = _fused(skeleton) if preset in ("experts", "everything") else ()
+    if reach.guards_kernels(skeleton, method):
+        wanted = [name for name in wanted if name.rpartition(".")[2] not in reach.READ_BY_KERNELS]
+    parameters = _fused(skeleton, preset, include) if method == "LORA" else ()
     if not wanted and not parameters:
         return None
-    if anatomy.model_type in CONVERTED_TYPES:
-        as_parameters = [name for name in wanted if name.rpartition(".")[2] in _CONVERTED_NAMES]
-        parameters = (*dict.fromkeys(f"{_after_number(name)}.weight" for name in as_parameters), *parameters)
-        wanted = [name for name in wanted if name not in as_parameters]
-        leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
-        exact = set(match(anatomy, leaves)) == set(wanted) if wanted else True
-        return Selection(leaves if exact else list(wanted), parameters, _classifier(skeleton))
-    if wanted and set(wanted) == set(_all_linear(skeleton)) and _head_is_plain(skeleton):
+    renamed = conversion.names_of(skeleton.model_type) if method == "LORA" else {}
+    if renamed:  # named as parameters, these modules stay what they are
+        moved = [name for name in wanted if name.rpartition(".")[2] in renamed]
+        parameters = (*(f"{name}.weight" for name in moved), *parameters)
+        wanted = [name for name in wanted if name not in moved]
+    if wanted and not renamed and set(wanted) == set(reach.all_linear(skeleton)) and _head_is_plain(skeleton):
         value: Value = "all-linear"
     else:
-        value = _shortest(anatomy, wanted)
-    return Selection(value, parameters, _classifier(skeleton))
+        value = _shortest(skeleton, wanted, patterns=not renamed)
+    return Selection(value, _short(skeleton, parameters), _classifier(skeleton))
 
 
 def _is_wanted(module: Module, preset: str, include: Sequence[Role]) -> bool:
-    if module.kind not in _LINEAR:
+    if module.kind not in reach.LINEAR:
         return False
     kind = role(module.name)
     if kind in ("router", "head", "tower", "embedding"):
@@ -148,54 +134,44 @@ def _is_wanted(module: Module, preset: str, include: Sequence[Role]) -> bool:
     return True
 
 
-def _all_linear(skeleton: Skeleton) -> list[str]:
-    """What PEFT makes of "all-linear": every Linear and Conv1D but the output embeddings, or else the classifier's head
-    (tuners_utils._maybe_include_all_linear_layers)."""
-    names = [module.name for module in skeleton.modules if module.kind in _LINEAR]
-    head = _output_embedding(skeleton) or next((name for name in _HEADS_OF_CLASSIFIERS if name in names), None)
-    return [name for name in names if name != head]
-
-
-def _output_embedding(skeleton: Skeleton) -> str | None:
-    """The module that get_output_embeddings returns: a head as wide as the vocabulary."""
-    embedding = max((m.inputs for m in skeleton.modules if m.kind == "embedding"), default=0)
-    heads = [m for m in skeleton.modules if m.kind in _LINEAR and role(m.name) == "head"]
-    return next((m.name for m in reversed(heads) if m.outputs == embedding), None)
-
-
 def _head_is_plain(skeleton: Skeleton) -> bool:
-    """Whether get_output_embeddings surely returns the head: some old classes return their input embedding."""
-    heads = [m.leaf for m in skeleton.modules if m.kind in _LINEAR and role(m.name) == "head"]
-    return "output_projection" not in heads
+    """Whether get_output_embeddings surely returns the head: some old classes return their input embedding, ChatGLM's
+    returns nothing."""
+    heads = [m.leaf for m in skeleton.modules if m.kind in reach.LINEAR and role(m.name) == "head"]
+    return not {"output_projection", "output_layer"} & set(heads)
 
 
 def _classifier(skeleton: Skeleton) -> tuple[str, ...]:
     """The head that a classifier must train beside its adapter, since it starts at random."""
-    if not skeleton.architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
+    if not reach.is_classifier(skeleton):
         return ()
-    return tuple(name for name in _HEADS_OF_CLASSIFIERS if any(m.name.split(".")[0] == name for m in skeleton.modules))
+    tops = {module.name.split(".")[0] for module in skeleton.modules}
+    return tuple(name for name in reach.HEADS_OF_CLASSIFIERS if name in tops)
 
 
-def _fused(skeleton: Skeleton) -> tuple[str, ...]:
-    """Fused expert weights as PEFT's target_parameters names them: the path after the layer's number."""
-    found: dict[str, None] = {}
+def _fused(skeleton: Skeleton, preset: str, include: Sequence[Role]) -> tuple[str, ...]:
+    """Full paths of the parameters that a preset takes: fused experts, and routers that are no linear modules."""
+    found = []
     for module in skeleton.modules:
-        if module.kind == "experts" and role(module.name) != "tower":
-            short = _after_number(module.name)
-            found.update({f"{short}.{leaf}": None for leaf, shape in module.parameters.items() if len(shape) == 3})
+        kind = role(module.name)
+        if module.kind == "experts" and preset in ("experts", "everything") and (kind != "tower" or "tower" in include):
+            found += [f"{module.name}.{leaf}" for leaf, shape in module.parameters.items() if len(shape) == 3]
+        elif kind == "router" and "router" in include and module.kind == "other":
+            found += [f"{module.name}.{leaf}" for leaf, shape in module.parameters.items() if len(shape) == 2]
     return tuple(found)
 
 
-def _after_number(name: str) -> str:
-    """The part of a path behind its first layer number, which is the same in every layer."""
-    return re.split(r"\.\d+\.", name, maxsplit=1)[-1]
+def _short(skeleton: Skeleton, paths: Sequence[str]) -> tuple[str, ...]:
+    """Parameters as target_parameters names them: by what follows the layer's number, where that names no others."""
+    short = tuple(dict.fromkeys(re.split(r"\.\d+\.", path, maxsplit=1)[-1] for path in paths))
+    return short if {m.name for m in reach.parameters(skeleton, short)} == set(paths) else tuple(paths)
 
 
-def _shortest(anatomy: Anatomy, wanted: Sequence[str]) -> Value:
-    """Leaf names where they reach exactly `wanted`, else a regular expression that does."""
+def _shortest(skeleton: Skeleton, wanted: Sequence[str], *, patterns: bool) -> Value:
+    """Leaf names where they reach exactly `wanted`, else a regular expression that does, or else the full paths."""
+    every = [*(module.name for module in skeleton.modules), *skeleton.containers]
     leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
-    containers = matching(anatomy.other_modules, leaves)  # PEFT refuses a name that also matches one of these
-    if set(match(anatomy, leaves)) == set(wanted) and not containers and not any(map(str.isdigit, leaves)):
+    if set(reach.matching(every, leaves)) == set(wanted) and not any(map(str.isdigit, leaves)):
         return leaves
     groups: dict[str, dict[str, None]] = {}
     for name in wanted:
@@ -207,47 +183,21 @@ def _shortest(anatomy: Anatomy, wanted: Sequence[str]) -> Value:
         inner = "|".join(map(re.escape, names))
         parts.append((stem + r"\." if stem else "") + (f"({inner})" if len(names) > 1 else inner))
     pattern = "|".join(parts)
-    return pattern if set(match(anatomy, pattern)) == set(wanted) else list(wanted)
+    return pattern if patterns and set(reach.matching(every, pattern)) == set(wanted) else list(wanted)
 
 
-def adapted(anatomy: Anatomy, value: Value | Mapping[str, Any] | Sequence[str]) -> set[str]:
+def fields_of(anatomy: Anatomy, value: Value | Mapping[str, Any] | Sequence[str], method: str = "LORA") -> Fields:
+    """The PEFT fields that a preset's name, a value for target_modules or a set of fields stands for."""
+    if isinstance(value, str) and value in PRESETS and value != "all-linear":
+        chosen = selection(anatomy, value, method=method)
+        return chosen.to_json() if chosen else {"target_modules": []}
+    return value if isinstance(value, Mapping) else {"target_modules": value}
+
+
+def adapted(anatomy: Anatomy, value: Value | Mapping[str, Any] | Sequence[str], *, method: str = "LORA") -> set[str]:
     """Full paths of the modules that a preset's name, a value for target_modules or a whole set of PEFT fields adapts;
     modules with fused experts among them."""
-    if isinstance(value, str) and value in PRESETS:
-        chosen = selection(anatomy, value)
-        fields: Mapping[str, Any] = chosen.to_json() if chosen else {}
-    else:
-        fields = value if isinstance(value, Mapping) else {"target_modules": value}
-    wanted = fields.get("target_modules") or []
-    found = set(match(anatomy, wanted)) if wanted else set()
-    found -= set(matching(adaptable(anatomy), fields.get("exclude_modules") or []))
-    saved = fields.get("modules_to_save") or ()
-    found = {name for name in found if not any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in saved)}
-    found = {name for name in found if _in_layers(name, fields)}
-    parameters = tuple(fields.get("target_parameters") or ())
-    return found | {module.name for module in _known(anatomy).modules if parameters and _leaves(module, parameters)}
-
-
-def _leaves(module: Module, parameters: Sequence[str]) -> list[str]:
-    """The parameters of a module that target_parameters names."""
-    return [
-        leaf
-        for leaf in module.parameters
-        if any(f"{module.name}.{leaf}" == name or f"{module.name}.{leaf}".endswith(f".{name}") for name in parameters)
-    ]
-
-
-def _in_layers(name: str, fields: Mapping[str, Any]) -> bool:
-    """PEFT's layers_to_transform and layers_pattern (tuners_utils.check_target_module_exists)."""
-    wanted = fields.get("layers_to_transform")
-    if wanted is None or wanted == []:
-        return True
-    patterns = fields.get("layers_pattern") or [r"[^.]*"]
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", name)
-        if found:
-            return int(found["idx"]) in ([wanted] if isinstance(wanted, int) else wanted)
-    return False
+    return reach.reach(_known(anatomy), fields_of(anatomy, value, method), method=method).names
 
 
 def count(anatomy: Anatomy, target_modules: Value | Sequence[str], rank: int) -> int:
@@ -257,7 +207,7 @@ def count(anatomy: Anatomy, target_modules: Value | Sequence[str], rank: int) ->
 
 def trainable(
     anatomy: Anatomy,
-    fields: Mapping[str, Any],
+    fields: Fields,
     rank: int,
     *,
     method: str = "LORA",
@@ -265,28 +215,37 @@ def trainable(
 ) -> int:
     """Trainable parameters that PEFT adds for these config fields; copies of modules_to_save count as well.
 
-    `rank_pattern` maps the end of a path, or a regular expression for it, to a rank, as in LoraConfig.
+    `rank_pattern` maps the end of a path, or a regular expression for it, to a rank, as in LoraConfig. Fields that do
+    not say where adapters go (use_dora, bias, feedforward_modules) are options of the method.
     """
     check_rank(rank)
     skeleton = _known(anatomy)
-    reached = adapted(anatomy, fields)
-    options = {
-        **{key: value for key, value in fields.items() if key == "target_parameters"},
-        "r": rank,
-        "rank_pattern": dict(rank_pattern or {}),
-    }
-    modules = [module for module in skeleton.modules if module.name in reached]
+    given = {**fields, "rank_pattern": {**(fields.get("rank_pattern") or {}), **(rank_pattern or {})}}
+    found = reach.reach(skeleton, given, rank, method)
+    options = {key: value for key, value in given.items() if key not in _PLACES}
+    every_bias = options.get("bias") == "all"
+    if every_bias:
+        options["bias"] = "none"
+    options |= {"r": rank, "rank_pattern": dict(found.rank_pattern)}
+    modules = [*found.modules, *found.parameters]
+    if method == "LORA":
+        modules = [reach.as_matrix(module) for module in modules]
     total = methods.trainable(method, sizes(anatomy), options, modules)
-    saved = tuple(fields.get("modules_to_save") or ())
-    copies = [module for module in skeleton.modules if _is_saved(module.name, saved)]
-    return total + sum(module.elements for module in copies)
+    total += sum(module.elements for module in found.copies)
+    return total + (_biases(skeleton, found) if every_bias else 0)
 
 
-def _is_saved(name: str, saved: tuple[str, ...]) -> bool:
-    """Whether PEFT trains a copy of this module: it, or a module that it lies in, ends with a name of modules_to_save
-    (peft/utils/other.py _set_trainable; "pre_classifier" ends with "classifier" too)."""
-    parts = name.split(".")
-    return any(".".join(parts[:count]).endswith(saved) for count in range(1, len(parts) + 1))
+def _biases(skeleton: Skeleton, found: Reach) -> int:
+    """What bias="all" trains besides: every parameter with "bias" in its path that is not copied anyway."""
+    copied = {module.name for module in found.copies}
+    return sum(
+        prod(shape)
+        for module in skeleton.modules
+        for leaf, shape in module.parameters.items()
+        if module.name not in copied
+        and "bias" in f"{module.name}.{leaf}"
+        and f"{module.name}.{leaf}" not in skeleton.tied
+    )
 
 
 def sizes(anatomy: Anatomy) -> methods.Sizes:
@@ -311,8 +270,13 @@ def smallest(anatomy: Anatomy, *, rank: int, most_share: float) -> Choice | None
 def unmatched(anatomy: Anatomy, target_modules: Value | Sequence[str]) -> list[str]:
     """The names (or the one regex) of `target_modules` that match nothing that LoRA can adapt."""
     if isinstance(target_modules, str):
-        return [] if match(anatomy, target_modules) else [target_modules]
-    return [name for name in target_modules if not match(anatomy, [name])]
+        return [] if adapted(anatomy, {"target_modules": target_modules}) else [target_modules]
+    skeleton = _known(anatomy)
+    renamed = conversion.names_of(skeleton.model_type)
+    names = adaptable(anatomy)
+    return [
+        name for name in target_modules if not reach.matching(names, [name]) and name.rpartition(".")[2] not in renamed
+    ]
 
 
 def match(anatomy: Anatomy, target_modules: Value | Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -320,16 +284,13 @@ def match(anatomy: Anatomy, target_modules: Value | Sequence[str]) -> dict[str, 
 
     A list matches whole names and endings after a dot, a string is "all-linear" or a regex for the whole path.
     """
-    skeleton = _known(anatomy)
-    candidates = adaptable(anatomy)
-    if isinstance(target_modules, str) and target_modules.lower() == "all-linear":
-        return {name: candidates[name] for name in _all_linear(skeleton)}
-    return {name: candidates[name] for name in matching(candidates, target_modules)}
+    found = reach.reach(_known(anatomy), {"target_modules": target_modules})
+    return {module.name: (module.inputs, module.outputs) for module in found.modules}
 
 
 def adaptable(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
     """Every module that LoRA can adapt, with its widths: linear, embedding and convolution, tied heads too."""
-    return {m.name: (m.inputs, m.outputs) for m in _known(anatomy).modules if m.kind in _ADAPTABLE}
+    return {m.name: (m.inputs, m.outputs) for m in _known(anatomy).modules if m.kind in reach.ADAPTABLE}
 
 
 def layers_of(names: Iterable[str]) -> set[int]:
@@ -359,11 +320,11 @@ def _choice(
 ) -> Choice | None:
     from peftsmith.model import target_findings
 
-    chosen = selection(anatomy, preset, include)
+    chosen = selection(anatomy, preset, include, method)
     if chosen is None:
         return None
     config = chosen.to_json()
-    reached = adapted(anatomy, config)
+    reached = adapted(anatomy, config, method=method)
     total = trainable(anatomy, config, rank, method=method, rank_pattern=rank_pattern)
     return Choice(
         preset=preset,
@@ -383,27 +344,6 @@ def _choice(
         ),
         findings=target_findings.judge(anatomy, config, rank, method=method),
     )
-
-
-def matching(names: Iterable[str], target_modules: Value | Sequence[str]) -> list[str]:
-    """Those of `names` that PEFT's rule for `target_modules` matches: whole names and endings, or one regex."""
-    if isinstance(target_modules, str):
-        if len(target_modules) > _LONGEST_PATTERN:
-            raise PeftsmithError(
-                f"The pattern is longer than {_LONGEST_PATTERN} characters", next_step="Give a list of names."
-            )
-        try:
-            pattern = re.compile(target_modules)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise PeftsmithError(
-                f"target_modules is not a valid regular expression: {error}",
-                value=target_modules,
-                next_step="Correct it, or give a list of names.",
-            ) from error
-        return [name for name in names if pattern.fullmatch(name)]
-    wanted = set(target_modules)
-    endings = tuple(f".{name}" for name in wanted)
-    return [name for name in names if name in wanted or name.endswith(endings)]
 
 
 def shown(value: Value | Sequence[str]) -> list[str]:

@@ -46,6 +46,12 @@ LAYER_KINDS = ("attention", "full_attention", "linear_attention", "mamba", "conv
 # Layers of these follow lists of indices or two periods at once, which no rule here can tell: headers answer for them.
 LEFT_OUT = ("bamba", "jamba", "zamba", "zamba2", "nemotron_h")
 UNSET = {"mamba_d_head": "auto"}  # follows other fields when it is not stated, and must agree with them when it is
+# Fields whose default hides what published models have: other values are tried for the experiments.
+SHOWN = {
+    "deepseek_v2": {"first_k_dense_replace": 1},
+    "granitemoeshared": {"shared_intermediate_size": 1024},
+    "granitemoe_swa": {"shared_intermediate_size": 1024},
+}
 NOT_SIZES = re.compile(
     r"token_id|_id$|^id2|label|seed|version|chunk|dropout|pad_idx|image_size|rope|scal|initial|eps|std$"
 )
@@ -125,6 +131,7 @@ class Experiment:
         for document in (self.document, self.full_document):
             for _, part in _parts(document):
                 part.update({name: value for name, value in UNSET.items() if name in part})
+            document.update(SHOWN.get(model_type, {}))
         self.mix_layer_kinds()
         self.nulls = self.stand_ins()
 
@@ -423,8 +430,6 @@ class Experiment:
         if len(different) > 2 and len(set(kinds[1:-1])) != 1:
             return self._by_lists(kinds)
         rules = self._by_lists(kinds)
-        if len(set(kinds[1:])) == 1:
-            rules.append(["first", "1", kinds[0], kinds[-1]])
         for prefix, part in _parts(self.full_document):
             for name, value in part.items():
                 if (
@@ -441,6 +446,8 @@ class Experiment:
                     others = {kind for i, kind in enumerate(kinds) if (i + offset) % value}
                     if len(every) == 1 and len(others) == 1:
                         rules += self._checked(["every", prefix + name, offset, every.pop(), others.pop()])
+        if not rules and len(set(kinds[1:])) == 1:
+            rules.append(["first", "1", kinds[0], kinds[-1]])
         return rules
 
     def _checked(self, rule: list[Any]) -> list[list[Any]]:
@@ -486,15 +493,15 @@ class Experiment:
                 for leaf, shape in shapes.items()
             }
             if all(text is not None for dims in texts.values() for text in dims):
-                rows[name] = [kind, cls, texts]
+                rows[name] = [kind, cls, texts, *(["depthwise"] if name in built.depthwise else [])]
         return rows
 
     def fields(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Default of every field that a formula, a rule or a flag reads: a value, or {"is": formula} when it
         follows."""
-        texts = [text for _, _, shapes in entry["modules"].values() for dims in shapes.values() for text in dims]
+        texts = [text for _, _, shapes, *_ in entry["modules"].values() for dims in shapes.values() for text in dims]
         for patch in entry["patches"].values():
-            texts += [text for _, _, shapes in patch["set"].values() for dims in shapes.values() for text in dims]
+            texts += [text for _, _, shapes, *_ in patch["set"].values() for dims in shapes.values() for text in dims]
         used = {name for text in texts for name in names_in(text)}
         used |= {rule["count"] for rule in entry["stacks"].values() if rule}
         used |= {flag.partition("=")[0] for flag in entry["patches"]}
@@ -559,22 +566,26 @@ class Built:
         layers: dict[str, dict[int, list[Any]]] = {}
         self.modules: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {}
         self.kinds: dict[str, list[str]] = {}
-        for name, kind, _, _, parameters, cls in document["modules"]:
+        self.depthwise: set[str] = set()
+        for name, kind, inputs, outputs, parameters, cls in document["modules"]:
             row = (kind, cls, {leaf: tuple(shape) for leaf, shape in parameters.items()})
             numbered = re.match(r"^(.*?)\.(\d+)(?:\.(.+))?$", name)
             if numbered is None:
                 self.modules[name] = row
+                self.depthwise |= {name} if _is_depthwise(kind, inputs, outputs, parameters) else set()
             else:
                 stack, index, rest = numbered.group(1), int(numbered.group(2)), numbered.group(3) or ""
-                layers.setdefault(stack, {}).setdefault(index, []).append((rest, row))
+                alone = _is_depthwise(kind, inputs, outputs, parameters)
+                layers.setdefault(stack, {}).setdefault(index, []).append((rest, row, alone))
         for stack, by_index in layers.items():
             labels: dict[tuple[str, ...], str] = {}
             for index in sorted(by_index):
-                inner = tuple(sorted(f"{rest}:{row[0]}" for rest, row in by_index[index]))
+                inner = tuple(sorted(f"{rest}:{row[0]}" for rest, row, _ in by_index[index]))
                 label = labels.setdefault(inner, str(len(labels)))
                 self.kinds.setdefault(stack, []).append(label)
-                for rest, row in by_index[index]:
+                for rest, row, alone in by_index[index]:
                     self.modules.setdefault(f"{stack}|{label}|{rest}", row)
+                    self.depthwise |= {f"{stack}|{label}|{rest}"} if alone else set()
         self.shapes = {name: tuple(row[2]) for name, row in self.modules.items()}
         self.widths = {
             (name, leaf, axis): width
@@ -584,6 +595,11 @@ class Built:
         }
         self.tied = {_template(k): _template(v) for k, v in document["tied"].items()}
         self.containers = sorted({_template(name) for name in document["containers"]})
+
+
+def _is_depthwise(kind: str, inputs: int, outputs: int, parameters: dict[str, list[int]]) -> bool:
+    """A convolution with one filter a channel, which its weight's shape alone does not tell."""
+    return kind == "conv" and inputs == outputs > 1 and parameters["weight"][1] == 1
 
 
 def _template(name: str) -> str:
