@@ -20,6 +20,7 @@ Result = dict[str, Any]
 Project = Annotated[str, Field(description="Folder of the fine-tuning project, relative to the working folder.")]
 Model = Annotated[str, Field(description="Base model: a local folder or a hub id such as owner/name.")]
 Revision = Annotated[str | None, Field(description="Commit of the hub model (40 hex digits).")]
+Exact = Annotated[bool, Field(description="Ask the real classes (needs a training environment).")]
 
 
 def _result(findings: Iterable[Finding], **rest: Any) -> Result:
@@ -54,13 +55,13 @@ def make_environment(
     return _result([], run=run.to_json())
 
 
-def inspect_model(model: Model, revision: Revision = None) -> Result:
-    """What a base model is, read from config.json, the tokenizer files and the safetensors headers without loading a
-    weight: architecture, exact parameter count, linear modules, tied embeddings, quantisation, chat template, special
-    tokens, licence."""
-    from peftsmith.model import anatomy
+def inspect_model(model: Model, revision: Revision = None, exact: Exact = False) -> Result:
+    """What a base model is, read from config.json, the tokenizer files and the safetensors or GGUF headers without
+    loading a weight: architecture, exact parameter count, linear modules, tied embeddings, quantisation, chat template,
+    special tokens, licence, whether access is gated."""
+    from peftsmith.model import skeleton
 
-    body = anatomy.inspect(model, revision)
+    body = skeleton.inspect(model, revision, files.resolve("."), exact_modules=exact)
     return _result(body.findings, model=body.to_json())
 
 
@@ -83,13 +84,14 @@ def find_target_modules(
     most_share: Annotated[
         float | None, Field(gt=0, le=1, description="Name the choice that trains at most this share of all parameters.")
     ] = None,
+    exact: Exact = False,
     revision: Revision = None,
 ) -> Result:
     """Which modules an adapter should reach, as the exact value for PEFT, with layers matched out of layers present,
     exact trainable parameters and share at this rank, and which servers can serve it."""
-    from peftsmith.model import anatomy, targets
+    from peftsmith.model import skeleton, targets
 
-    body = anatomy.inspect(model, revision)
+    body = skeleton.inspect(model, revision, files.resolve("."), exact_modules=exact)
     found = targets.find(body, rank=rank, preset=preset, include=(include,) if include else (), method=method.upper())
     fitting = targets.smallest(body, rank=rank, most_share=most_share) if most_share else None
     return _result(
@@ -191,9 +193,9 @@ def estimate_memory(
 ) -> Result:
     """How much memory fine-tuning will take: allocated, reserved and whole device with a range each, the terms it is
     made of, what it assumes, what would fit in `fits_gib` or on `gpu`, and what else could be done. An estimate."""
-    from peftsmith.model import anatomy, answers, memory
+    from peftsmith.model import answers, memory, skeleton
 
-    body = anatomy.inspect(model, revision)
+    body = skeleton.inspect(model, revision, files.resolve("."))
     request = memory.Request(
         method=method,
         rank=rank,
@@ -244,9 +246,9 @@ def estimate_time(
 ) -> Result:
     """How long training will take on a GPU, as a range, from FLOPs and bytes; with cost and energy for a price and a
     power that you give. An estimate: measure a few steps before you pay for many."""
-    from peftsmith.model import anatomy, memory, speed
+    from peftsmith.model import memory, skeleton, speed
 
-    body = anatomy.inspect(model, revision)
+    body = skeleton.inspect(model, revision, files.resolve("."))
     request = memory.Request(
         method=method, rank=rank, batch_size=batch_size, sequence_length=sequence_length,
         gradient_checkpointing=gradient_checkpointing, gpus=gpus,
