@@ -11,7 +11,7 @@ import inspect
 import json
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError, validate_call
@@ -104,7 +104,7 @@ def _with_default(description: str, parameter: inspect.Parameter) -> str:
     return description if parameter.default is None else f"{description} [{parameter.default}]".strip()
 
 
-def _kind(hint: Any) -> tuple[type, list[str] | None, str]:
+def _kind(hint: Any) -> tuple[Callable[[str], Any], list[str] | None, str]:
     """(type of one value, allowed values if there are only some, description) of a parameter's annotation."""
     description = ""
     if get_origin(hint) is Annotated:
@@ -114,6 +114,8 @@ def _kind(hint: Any) -> tuple[type, list[str] | None, str]:
         hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) is Literal:
         return str, list(get_args(hint)), description.replace("%", "%%")
+    if get_origin(hint) in (dict, list):
+        return json.loads, None, f"{description} JSON.".replace("%", "%%")
     return hint, None, description.replace("%", "%%")
 
 

@@ -84,6 +84,13 @@ def find_target_modules(
     most_share: Annotated[
         float | None, Field(gt=0, le=1, description="Name the choice that trains at most this share of all parameters.")
     ] = None,
+    config: Annotated[
+        dict[str, Any] | None,
+        Field(description="Judge these fields of a PEFT config as well: target_modules, target_parameters and so on."),
+    ] = None,
+    rank_pattern: Annotated[
+        dict[str, int] | None, Field(description="Other ranks by module name ending or pattern, as in LoraConfig.")
+    ] = None,
     exact: Exact = False,
     revision: Revision = None,
 ) -> Result:
@@ -92,14 +99,23 @@ def find_target_modules(
     from peftsmith.model import skeleton, targets
 
     body = skeleton.inspect(model, revision, files.resolve("."), exact_modules=exact)
-    found = targets.find(body, rank=rank, preset=preset, include=(include,) if include else (), method=method.upper())
-    fitting = targets.smallest(body, rank=rank, most_share=most_share) if most_share else None
+    found = targets.find(
+        body,
+        rank=rank,
+        preset=preset,
+        include=(include,) if include else (),
+        method=method.upper(),
+        rank_pattern=rank_pattern,
+    )
+    if config:
+        found.append(targets.own(body, config, rank=rank, method=method.upper(), rank_pattern=rank_pattern))
+    fitting = targets.smallest(body, rank=rank, most_share=most_share, method=method.upper()) if most_share else None
     return _result(
         [*body.findings, *(f for choice in found for f in choice.findings)],
         model=body.id,
         rank=rank,
         choices=[choice.to_json() for choice in found],
-        within_share=fitting.preset if fitting else None,
+        within_share={"preset": fitting.preset, "rank": fitting.rank} if fitting else None,
     )
 
 
