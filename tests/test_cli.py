@@ -11,6 +11,7 @@ import pytest
 
 from peftsmith import cli
 from peftsmith.operations import OPERATIONS
+from tests.conftest import REPOSITORY
 
 
 def run(capsys, *arguments):
@@ -79,3 +80,15 @@ def test_output_has_no_colour_codes_when_it_is_not_a_terminal(tiny_model):
     )
     assert "llama" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tiny_model):
+    command = f"{sys.executable} -m peftsmith.cli inspect-model {tiny_model} --json | head -c 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "mcp_server")},
+    )
+    assert "Traceback" not in done.stderr and done.stdout == "{"

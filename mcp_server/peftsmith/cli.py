@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -50,10 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(faults, as_json)
     except KeyboardInterrupt:
         return _refused("Interrupted; runs that were started go on, see `peftsmith list-runs`.", as_json)
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False, indent=2))
-    else:
-        _show(result)
+    try:
+        if as_json:
+            print(json.dumps(result, ensure_ascii=False, indent=2))
+        else:
+            _show(result)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_code(result["findings"])
 
 

@@ -198,6 +198,13 @@ def estimate_memory(
     gpus: Annotated[int, Field(ge=1, description="Devices; the answer is for one of them.")] = 1,
     sharding: Literal["none", "ddp", "zero2", "zero3", "fsdp2"] = "none",
     offload: Literal["none", "optimizer", "all"] = "none",
+    details: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Seldom needed: packing, autocast, kbit_prepared, dropout, accumulates, target_length, "
+            "completion_length, generations, labels; any other name is a field of PEFT's config, such as use_dora."
+        ),
+    ] = None,
     fits_gib: Annotated[float | None, Field(gt=0, description="Memory there is, in GiB: then says what fits.")] = None,
     gpu: Annotated[str | None, Field(description="Or a GPU by name, such as L4 or A100-80GB.")] = None,
     alternatives: Annotated[bool, Field(description="Also compare other ways to do the same job.")] = False,
@@ -209,10 +216,11 @@ def estimate_memory(
 ) -> Result:
     """How much memory fine-tuning will take: allocated, reserved and whole device with a range each, the terms it is
     made of, what it assumes, what would fit in `fits_gib` or on `gpu`, and what else could be done. An estimate."""
-    from peftsmith.model import answers, memory, skeleton
+    from peftsmith.model import answers, skeleton
+    from peftsmith.model.request import Request, with_details
 
     body = skeleton.inspect(model, revision, files.resolve("."))
-    request = memory.Request(
+    request = Request(
         method=method,
         rank=rank,
         targets=target_modules,
@@ -231,7 +239,7 @@ def estimate_memory(
     )
     answer = answers.memory_answer(
         body,
-        request,
+        with_details(request, details or {}),
         gib=fits_gib,
         gpu=gpu,
         alternatives=alternatives,

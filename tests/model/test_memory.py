@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.model import anatomy, fits, memory
+from peftsmith.model.request import Request, with_details
 from tests.model.test_anatomy import LLAMA_3_2_3B
 
 GIB = 1 << 30
@@ -199,3 +200,16 @@ def test_a_405b_config_takes_milliseconds(tmp_path):
     started = time.perf_counter()
     memory.estimate(body, memory.Request(method="qlora"))
     assert time.perf_counter() - started < 0.5
+
+
+def test_details_reach_the_request_or_the_methods_config():
+    plain = Request()
+    packed = with_details(plain, {"packing": True, "kbit_prepared": True, "use_dora": True})
+    assert (packed.padded, packed.kbit_prepared, dict(packed.options)) == (False, True, {"use_dora": True})
+    assert with_details(plain, {}) == plain
+
+
+@pytest.mark.parametrize(("name", "value"), [("packing", 1), ("autocast", "yes"), ("labels", 2.0), ("labels", True)])
+def test_details_of_the_wrong_type_are_refused(name, value):
+    with pytest.raises(PeftsmithError, match=name):
+        with_details(Request(), {name: value})

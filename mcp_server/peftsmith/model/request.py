@@ -7,7 +7,7 @@ Does not know: the formulas (memory.py, activations.py, methods.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peftsmith.errors import PeftsmithError
@@ -90,6 +90,35 @@ class Request:
     def base_format(self) -> str | None:
         """The quantisation asked for: stated, or implied by "qlora"."""
         return "nf4_double" if self.quantization is None and self.method.lower() == "qlora" else self.quantization
+
+
+# Fields that few jobs need to state, and what each may be.
+DETAILS: Mapping[str, type] = {
+    "autocast": bool, "kbit_prepared": bool, "dropout": bool, "accumulates": bool, "adapter_bytes": int,
+    "target_length": int, "completion_length": int, "generations": int, "labels": int,
+}  # fmt: skip
+
+
+def with_details(request: Request, details: Mapping[str, Any]) -> Request:
+    """The request with fields of DETAILS, `packing` (packed or padding-free batches carry no padding mask), and, by any
+    other name, fields of PEFT's config. Raises PeftsmithError for a value of the wrong type."""
+    changes: dict[str, Any] = {}
+    options = dict(request.options)
+    for name, value in details.items():
+        kind = bool if name == "packing" else DETAILS.get(name)
+        if kind is None:
+            options[name] = value
+        elif type(value) is not kind:
+            raise PeftsmithError(
+                f"{name} must be {'true or false' if kind is bool else 'a whole number'}",
+                value=value,
+                next_step="Correct it.",
+            )
+        elif name == "packing":
+            changes["padded"] = False if value else None
+        else:
+            changes[name] = value
+    return replace(request, **changes, options=options)
 
 
 def check(anatomy: Anatomy, request: Request) -> None:
