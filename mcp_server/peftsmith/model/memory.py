@@ -12,7 +12,7 @@ from typing import Any
 
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
-from peftsmith.model import activations, assumptions, blocks, methods, peak, targets, traits, weights
+from peftsmith.model import activations, assumptions, blocks, methods, peak, reach, targets, traits, weights
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.modules import Module, Skeleton
 from peftsmith.model.request import PRECISION_BYTES, Request, check
@@ -133,15 +133,21 @@ def adapted_modules(anatomy: Anatomy, request: Request) -> dict[str, Module]:
     """The modules that the request's method adapts, by full path; none for full fine-tuning and prompt learning."""
     if request.peft_type is None or request.peft_type in methods.WHOLE_MODEL:
         return {}
-    names = targets.adapted(anatomy, request.targets)
+    skeleton = targets.known(anatomy)
+    reached = reach.reach(skeleton, targets.fields_of(anatomy, request.targets))
+    names = reached.names
     if not names:
         raise PeftsmithError(
             "The target modules match nothing in this model",
             value=request.targets,
             next_step=f"Use a preset ({', '.join(targets.PRESETS)}) or names that find_target_modules gives.",
         )
-    assert anatomy.skeleton is not None
-    return {module.name: module for module in anatomy.skeleton.modules if module.name in names}
+    matrices = {each.name.rpartition(".")[0]: each for each in reached.parameters}
+    return {
+        module.name: replace(matrices[module.name], name=module.name) if module.kind == "other" else module
+        for module in skeleton.modules
+        if module.name in names
+    }
 
 
 def numbers_of(anatomy: Anatomy, request: Request) -> activations.Numbers:
