@@ -66,6 +66,7 @@ def inspect_model(model: Model, revision: Revision = None, exact: Exact = False)
 
 
 Preset = Literal["query-value", "attention", "mlp", "all-linear", "experts", "everything"]
+Rank = Annotated[int | None, Field(ge=1, description="16 for LoRA, PEFT's default elsewhere, when left out.")]
 Method = Annotated[str, Field(description="full, lora, qlora, or any PEFT type, such as ia3 or prompt_tuning.")]
 Optimizer = Literal[
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd",
@@ -179,7 +180,7 @@ def prepare_dataset(
 def estimate_memory(
     model: Model,
     method: Method = "lora",
-    rank: Annotated[int, Field(ge=1)] = 16,
+    rank: Rank = None,
     target_modules: Preset = "all-linear",
     batch_size: Annotated[int, Field(ge=1, description="Rows on the device in one step.")] = 1,
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in the longest row.")] = 1024,
@@ -257,7 +258,7 @@ def estimate_time(
     epochs: Annotated[float, Field(gt=0)] = 1.0,
     padding: Annotated[float, Field(ge=0, lt=1, description="Share of a batch that is padding; 0 when packed.")] = 0.0,
     method: Method = "lora",
-    rank: Annotated[int, Field(ge=1)] = 16,
+    rank: Rank = None,
     batch_size: Annotated[int, Field(ge=1)] = 1,
     sequence_length: Annotated[int, Field(ge=8)] = 1024,
     gradient_checkpointing: bool = True,

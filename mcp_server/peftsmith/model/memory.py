@@ -114,7 +114,7 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
     numbers = numbers_of(anatomy, request)
     adapted = adapted_modules(anatomy, request)
     of_methods = methods.Numbers(numbers.wide, numbers.adapter, numbers.autocast, numbers.dropout)
-    options = {"r": request.rank, **request.options}
+    options = request.method_options
     kind = request.peft_type
     costs = {name: methods.cost(kind, module, options, of_methods) for name, module in adapted.items()} if kind else {}
     whole = (
@@ -134,7 +134,9 @@ def adapted_modules(anatomy: Anatomy, request: Request) -> dict[str, Module]:
     if request.peft_type is None or request.peft_type in methods.WHOLE_MODEL:
         return {}
     skeleton = targets.known(anatomy)
-    reached = reach.reach(skeleton, targets.fields_of(anatomy, request.targets))
+    reached = reach.reach(
+        skeleton, targets.fields_of(anatomy, request.targets, request.peft_type), method=request.peft_type
+    )
     names = reached.names
     if not names:
         raise PeftsmithError(

@@ -14,7 +14,9 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.model import methods, targets
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.losses import LOSSES
+from peftsmith.model.methods_defaults import DEFAULTS
 
+LORA_RANK = 16
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 OPTIMIZERS = (
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd",
@@ -45,7 +47,8 @@ class Request:
     """A training job. Lengths in tokens (the longest row of a batch), batch in rows on one device.
 
     `method` is "full" or a PEFT type in any case ("lora", "ia3", "prompt_tuning"); "qlora" is LoRA on an NF4 base with
-    double quantisation. `options` are further fields of PEFT's config class. `targets` is a preset, a list of names, or
+    double quantisation. `rank` None means 16 for LoRA and PEFT's own default for any other method. `options` are further
+    fields of PEFT's config class. `targets` is a preset, a list of names, or
     any other value that PEFT takes. The last fields default to what the generated scripts do: autocast with bf16 and
     fp16, adapters in float32 (TRL casts those on a quantised base to bf16), no k-bit preparation, SDPA.
     `quantization` None means: as the base is stored. `padded` None means: when a batch has more than one row.
@@ -53,7 +56,7 @@ class Request:
     """
 
     method: str = "lora"
-    rank: int = 16
+    rank: int | None = None
     targets: str | list[str] = "all-linear"
     batch_size: int = 1
     sequence_length: int = 1024
@@ -85,6 +88,17 @@ class Request:
         """PEFT's own name of the method; None for full fine-tuning."""
         name = self.method.upper()
         return None if name == "FULL" else "LORA" if name == "QLORA" else name
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """Fields of the method's config, the rank under its own name there; a method without one has none. OFT takes a
+        number of blocks (r) or their size, the other is then 0."""
+        rank = LORA_RANK if self.rank is None and self.peft_type == "LORA" else self.rank
+        named = next((name for name in ("init_r", "r") if name in DEFAULTS.get(self.peft_type or "", ())), None)
+        if rank is None or named is None:
+            return dict(self.options)
+        sized = {"oft_block_size": 0} if self.peft_type == "OFT" else {}
+        return {named: rank, **sized, **self.options}
 
     @property
     def base_format(self) -> str | None:
@@ -123,7 +137,8 @@ def with_details(request: Request, details: Mapping[str, Any]) -> Request:
 
 def check(anatomy: Anatomy, request: Request) -> None:
     """Refuse what cannot be estimated, with a PeftsmithError that says what can."""
-    targets.check_rank(request.rank)
+    if request.rank is not None:
+        targets.check_rank(request.rank)
     for name, largest in _LARGEST.items():
         value = getattr(request, name)
         if value is not None and (type(value) is not int or not 1 <= value <= largest):
