@@ -197,9 +197,9 @@ def test_a_405b_config_takes_milliseconds(tmp_path):
     huge = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128}
     body = described(tmp_path, **huge, tie_word_embeddings=False)
     assert body.parameters == 405_853_388_800
-    started = time.perf_counter()
+    started = time.process_time()
     memory.estimate(body, memory.Request(method="qlora"))
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_details_reach_the_request_or_the_methods_config():
