@@ -47,10 +47,10 @@ class Request:
     """A training job. Lengths in tokens (the longest row of a batch), batch in rows on one device.
 
     `method` is "full" or a PEFT type in any case ("lora", "ia3", "prompt_tuning"); "qlora" is LoRA on an NF4 base with
-    double quantisation. `rank` None means 16 for LoRA and PEFT's own default for any other method. `options` are further
-    fields of PEFT's config class. `targets` is a preset, a list of names, or
-    any other value that PEFT takes. The last fields default to what the generated scripts do: autocast with bf16 and
-    fp16, adapters in float32 (TRL casts those on a quantised base to bf16), no k-bit preparation, SDPA.
+    double quantisation. `rank` None means 16 for LoRA and PEFT's own default for any other method. `options` are
+    further fields of PEFT's config class. `targets` is a preset, a list of names, or any other value that PEFT takes.
+    The last fields default to what the generated scripts do: autocast with bf16 and fp16, adapters in float32 (TRL
+    casts those on a quantised base to bf16), no k-bit preparation, SDPA.
     `quantization` None means: as the base is stored. `padded` None means: when a batch has more than one row.
     `target_length` is the decoder's length of a seq2seq row, `completion_length` and `generations` are GRPO's.
     """
