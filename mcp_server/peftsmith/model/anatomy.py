@@ -8,11 +8,11 @@ and quantisation by their many names (traits.py), what it costs (memory.py). Wha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
@@ -28,6 +28,7 @@ _LINEAR = ("linear", "conv1d")
 _NO_GENERATION = ("Classification", "ForMaskedLM", "ForQuestionAnswering", "ForMultipleChoice", "Model")
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+T = TypeVar("T")
 _FAULTS_SHOWN = 5
 
 
@@ -86,6 +87,16 @@ class Anatomy:
             if m.kind in _LINEAR and f"{m.name}.weight" not in tied
         }
 
+    @cached_property
+    def _worked_out(self) -> dict[Hashable, Any]:
+        return {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, worked out once for this model; `key` must hold all else that it depends on."""
+        if key not in self._worked_out:
+            self._worked_out[key] = make()
+        return self._worked_out[key]  # type: ignore[no-any-return]
+
     @property
     def other_modules(self) -> tuple[str, ...]:
         """Modules that LoRA cannot adapt: containers, norms, and what has parameters of another kind."""
@@ -96,7 +107,16 @@ class Anatomy:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `linear` is summed up by module name, unknown counts are null."""
-        skipped = {"findings", "linear", "folder", "chat_template", "skeleton", "config", "quantization_detail"}
+        skipped = {
+            "_worked_out",
+            "findings",
+            "linear",
+            "folder",
+            "chat_template",
+            "skeleton",
+            "config",
+            "quantization_detail",
+        }
         plain = {name: value for name, value in vars(self).items() if name not in skipped}
         leaves: dict[str, Counter[tuple[int, int]]] = {}
         for name, sizes in self.linear.items():

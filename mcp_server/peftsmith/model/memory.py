@@ -7,6 +7,7 @@ Does not know: the parts (weights.py, activations.py, methods.py, losses.py, pea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,7 +94,7 @@ def estimate(anatomy: Anatomy, request: Request) -> Estimate:
         terms["workspace"] = CUBLAS_WORKSPACE
     total = sum(terms.values())
     allocated = Range(*(int(total * factor) for factor in ALLOCATED[assumptions.verified(job)]))
-    reserved, device = _beyond(job, held, terms, allocated)
+    reserved, device = _beyond(job, held, found, terms, allocated)
     return Estimate(
         terms,
         moment,
@@ -112,21 +113,34 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
     skeleton = anatomy.skeleton
     assert skeleton is not None
     numbers = numbers_of(anatomy, request)
-    adapted = adapted_modules(anatomy, request)
+    asked = (request.peft_type, repr(request.targets))
+    adapted = anatomy.once(asked, lambda: adapted_modules(anatomy, request))
     of_methods = methods.Numbers(numbers.wide, numbers.adapter, numbers.autocast, numbers.dropout)
     options = request.method_options
-    kind = request.peft_type
-    costs = {name: methods.cost(kind, module, options, of_methods) for name, module in adapted.items()} if kind else {}
-    whole = (
-        methods.whole_model(kind, targets.sizes(anatomy), options, of_methods, list(adapted.values()))
-        if kind
-        else methods.ModelCost()
+    costs, whole = anatomy.once(
+        (*asked, repr(options), of_methods), lambda: _costs(anatomy, request.peft_type, options, of_methods, adapted)
     )
-    bodies = tuple(body for body in blocks.blocks(skeleton) if role(f"{body.stack}.0") != "tower")
+    bodies = anatomy.once(
+        "bodies", lambda: tuple(body for body in blocks.blocks(skeleton) if role(f"{body.stack}.0") != "tower")
+    )
     geometry = activations.geometry(
         anatomy.config, heads=anatomy.heads, kv_heads=anatomy.kv_heads, head_dim=anatomy.head_dim
     )
     return peak.Job(anatomy, request, numbers, geometry, bodies, adapted, costs, whole)
+
+
+def _costs(
+    anatomy: Anatomy,
+    kind: str | None,
+    options: Mapping[str, Any],
+    numbers: methods.Numbers,
+    adapted: Mapping[str, Module],
+) -> tuple[dict[str, methods.Cost], methods.ModelCost]:
+    """What the method adds to each adapted module by its full path, and to the model as a whole."""
+    if kind is None:
+        return {}, methods.ModelCost()
+    costs = {} if kind in methods.WHOLE_MODEL else methods.costs(kind, adapted, options, numbers)
+    return costs, methods.whole_model(kind, targets.sizes(anatomy), options, numbers, list(adapted.values()))
 
 
 def adapted_modules(anatomy: Anatomy, request: Request) -> dict[str, Module]:
@@ -191,12 +205,16 @@ def _held(job: peak.Job) -> tuple[int, weights.Held]:
     # k-bit preparation makes embeddings and head float32; under autocast TRL casts them back
     # (peft_module_casting_to_bf16)
     widened = request.kbit_prepared and not job.numbers.autocast
-    base = weights.base(skeleton, None if stored == "none" else stored, number, widened=widened, group=group)
+    held_as = None if stored == "none" else stored
+    base = job.anatomy.once(
+        ("base", held_as, number, widened, group),
+        lambda: weights.base(skeleton, held_as, number, widened=widened, group=group),
+    )
     if request.peft_type is None:
         trainable, size, extra = skeleton.parameters, number, 0
         trained = list(skeleton.modules)
     else:
-        trainable = sum(cost.trainable for cost in job.costs.values()) + job.whole.trainable
+        trainable = job.trainable
         size = job.numbers.adapter
         frozen = sum(cost.frozen_bytes for cost in job.costs.values()) + job.whole.frozen_bytes
         extra = size * trainable + frozen
@@ -215,8 +233,11 @@ def _held(job: peak.Job) -> tuple[int, weights.Held]:
     return trainable, weights.divided(held, request.sharding, request.gpus, request.offload, largest)
 
 
-def _beyond(job: peak.Job, held: weights.Held, terms: dict[str, int], allocated: Range) -> tuple[Range, Range]:
-    """(reserved, device): what is taken from the device at the moment for which most is reserved."""
+def _beyond(
+    job: peak.Job, held: weights.Held, found: dict[str, peak.Terms], terms: dict[str, int], allocated: Range
+) -> tuple[Range, Range]:
+    """(reserved, device): what is taken from the device at the moment for which most is reserved. `found`: all
+    moments."""
     request = job.request
     lasting = ("weights", "adapter", "optimizer", "autocast_copies")
     if request.device == "cpu":
@@ -226,9 +247,11 @@ def _beyond(job: peak.Job, held: weights.Held, terms: dict[str, int], allocated:
         return resident, resident
     # a fused loss passes through as much memory as the stock one, if only for a moment
     loss = request.loss.replace("fused", "stock")
-    reserving = replace(job, request=replace(request, loss=loss))
+    if loss != request.loss:
+        reserving = replace(job, request=replace(request, loss=loss))
+        found = peak.moments(reserving, held, _residual(request, job.numbers))
     sizes = []
-    for name, each in peak.moments(reserving, held, _residual(request, job.numbers)).items():
+    for name, each in found.items():
         stays = sum(each.get(term, 0) for term in lasting) + CUBLAS_WORKSPACE
         passing = sum(each.values()) + CUBLAS_WORKSPACE - stays
         broken = request.gradient_checkpointing and name != "step"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from peftsmith.model import activations, losses, methods, weights
 from peftsmith.model.activations import Geometry, Numbers
@@ -35,6 +36,11 @@ class Job:
     adapted: Mapping[str, Module]
     costs: Mapping[str, methods.Cost]
     whole: methods.ModelCost
+
+    @cached_property
+    def trainable(self) -> int:
+        """Parameters that the method trains; 0 for full fine-tuning, which has no costs."""
+        return sum(cost.trainable for cost in self.costs.values()) + self.whole.trainable
 
 
 @dataclass(frozen=True)
@@ -190,8 +196,7 @@ def _copies(job: Job) -> Terms:
     keeps for the gradient of its input."""
     if not job.numbers.autocast:
         return {}
-    trained = sum(cost.trainable for cost in job.costs.values()) + job.whole.trainable
-    copies = 2 * trained if job.numbers.adapter == 4 else 0
+    copies = 2 * job.trainable if job.numbers.adapter == 4 else 0
     if job.request.precision == "fp32" and job.request.base_format in (None, "none"):
         copies += 2 * sum(i * o for i, o in job.anatomy.linear.values())
     return {"autocast_copies": copies}
