@@ -92,3 +92,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(tiny_model):
         env={**os.environ, "PYTHONPATH": str(REPOSITORY / "mcp_server")},
     )
     assert "Traceback" not in done.stderr and done.stdout == "{"
+
+
+def test_what_files_say_cannot_steer_the_terminal(capsys):
+    found = {"findings": [], "name": "a\x1b]0;title\x07b", "layers": [{"kind\x1b[2J": 1.5}, {"kind": []}]}
+    cli._show(found)
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].split() == ["name", "a", "]0;title", "b"]
+    assert "\x1b" not in shown and "\x07" not in shown
+    assert shown.splitlines()[1:] == ["layers", "  1", "    kind [2J 1.5", "  2", "    kind none", "no findings"]

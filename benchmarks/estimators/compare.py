@@ -119,7 +119,7 @@ def job_of(case: Case, root: Path) -> Job:
         parameters=body.parameters,
         trainable=memory.estimate(body, request).trainable,
         method="dora" if method == "lora" and request.options.get("use_dora") else method,
-        rank=request.rank,
+        rank=request.method_options.get("r", 0),
         targets=sorted({module.leaf for module in memory.adapted_modules(body, request).values()}),
         batch_size=request.batch_size,
         sequence_length=request.sequence_length,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peftsmith.finding import Finding, finding
-from peftsmith.model import fits, inference, memory, speed
+from peftsmith.model import fits, inference, memory
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.request import Request
 
@@ -46,7 +46,7 @@ def memory_answer(
     else:
         estimate = memory.estimate(anatomy, request)
     parts["estimate"] = estimate.to_json()
-    room = gib if gib is not None else speed.gpu(gpu).memory_gib if gpu else None
+    room = gib if gib is not None else _memory_of(gpu) if gpu else None
     parts["fits"] = fits.what_fits(anatomy, request, room) if room else None
     parts["alternatives"] = fits.alternatives(anatomy, request) if alternatives else None
     parts["afterwards"] = inference.afterwards(anatomy, request, estimate.trainable)
@@ -67,6 +67,12 @@ def _left_whole(anatomy: Anatomy, request: Request) -> list[Finding]:
         return []
     message = f"The fused experts stay in 16 bits: {size / memory.GIB:.1f} GiB that bitsandbytes does not quantise."
     return [finding("model.quantization.experts_left", message, gib=round(size / memory.GIB, 3))]
+
+
+def _memory_of(gpu: str) -> float:
+    from peftsmith.model import speed
+
+    return speed.gpu(gpu).memory_gib
 
 
 def against(estimate: memory.Estimate, measured_gib: float) -> dict[str, Any]:

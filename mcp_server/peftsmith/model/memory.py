@@ -117,7 +117,7 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
     adapted = anatomy.once(asked, lambda: adapted_modules(anatomy, request))
     of_methods = methods.Numbers(numbers.wide, numbers.adapter, numbers.autocast, numbers.dropout)
     options = request.method_options
-    costs, whole = anatomy.once(
+    added = anatomy.once(
         (*asked, repr(options), of_methods), lambda: _costs(anatomy, request.peft_type, options, of_methods, adapted)
     )
     bodies = anatomy.once(
@@ -126,7 +126,7 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
     geometry = activations.geometry(
         anatomy.config, heads=anatomy.heads, kv_heads=anatomy.kv_heads, head_dim=anatomy.head_dim
     )
-    return peak.Job(anatomy, request, numbers, geometry, bodies, adapted, costs, whole)
+    return peak.Job(anatomy, request, numbers, geometry, bodies, adapted, *added)
 
 
 def _costs(
@@ -135,12 +135,15 @@ def _costs(
     options: Mapping[str, Any],
     numbers: methods.Numbers,
     adapted: Mapping[str, Module],
-) -> tuple[dict[str, methods.Cost], methods.ModelCost]:
-    """What the method adds to each adapted module by its full path, and to the model as a whole."""
+) -> tuple[dict[str, methods.Cost], methods.ModelCost, int, int]:
+    """What the method adds to each adapted module by its full path, to the model as a whole, and in all: trainable
+    parameters and frozen bytes."""
     if kind is None:
-        return {}, methods.ModelCost()
+        return {}, methods.ModelCost(), 0, 0
     costs = {} if kind in methods.WHOLE_MODEL else methods.costs(kind, adapted, options, numbers)
-    return costs, methods.whole_model(kind, targets.sizes(anatomy), options, numbers, list(adapted.values()))
+    whole = methods.whole_model(kind, targets.sizes(anatomy), options, numbers, list(adapted.values()))
+    trainable = sum(cost.trainable for cost in costs.values()) + whole.trainable
+    return costs, whole, trainable, sum(cost.frozen_bytes for cost in costs.values()) + whole.frozen_bytes
 
 
 def adapted_modules(anatomy: Anatomy, request: Request) -> dict[str, Module]:
@@ -216,8 +219,7 @@ def _held(job: peak.Job) -> tuple[int, weights.Held]:
     else:
         trainable = job.trainable
         size = job.numbers.adapter
-        frozen = sum(cost.frozen_bytes for cost in job.costs.values()) + job.whole.frozen_bytes
-        extra = size * trainable + frozen
+        extra = size * trainable + job.frozen_bytes
         trained = list(job.adapted.values())
     if request.task == "dpo" and request.peft_type is None:
         base *= 2  # the reference policy is a second model

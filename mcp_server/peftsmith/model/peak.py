@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from peftsmith.model import activations, losses, methods, weights
 from peftsmith.model.activations import Geometry, Numbers
@@ -26,7 +25,8 @@ _DECODER = ("decoder",)
 
 @dataclass(frozen=True)
 class Job:
-    """A request with everything about the model looked up. `costs` maps adapted modules (full path) to their cost."""
+    """A request with everything about the model looked up. `costs` maps adapted modules (full path) to their cost;
+    `trainable` parameters and `frozen_bytes` besides are what the method adds in all, 0 for full fine-tuning."""
 
     anatomy: Anatomy
     request: Request
@@ -36,11 +36,8 @@ class Job:
     adapted: Mapping[str, Module]
     costs: Mapping[str, methods.Cost]
     whole: methods.ModelCost
-
-    @cached_property
-    def trainable(self) -> int:
-        """Parameters that the method trains; 0 for full fine-tuning, which has no costs."""
-        return sum(cost.trainable for cost in self.costs.values()) + self.whole.trainable
+    trainable: int
+    frozen_bytes: int
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ def inspect(model: str, revision: str | None, project: Path, *, exact_modules: b
 
     Raises PeftsmithError as source.open_model does, and when `exact_modules` is set and there is no environment.
     """
-    from peftsmith.machine import environment
-
     opened = source.open_model(model, revision)
     found = anatomy.describe(opened)
     if (found.supported and not exact_modules) or not opened.config:
         return found
+    from peftsmith.machine import environment
+
     usable = [each for each in environment.find(project) if each.usable]
     if not usable and not exact_modules:
         return found
