@@ -72,7 +72,7 @@ def report(cases: Sequence[Case]) -> None:
                 print("    " + line(name, [(cases[index], found[index]) for index in chosen]))
     for name, found in answers.items():
         reasons = Counter(each["refused"] for each in found if "refused" in each)
-        shown = "; ".join(f"{count} {reason[:120]}" for reason, count in reasons.most_common())
+        shown = "; ".join(f"{count} {' '.join(reason.split())[:120]}" for reason, count in reasons.most_common())
         print(f"{name} refused {sum(reasons.values())}: {shown or 'none'}", file=sys.stderr)
 
 

@@ -44,7 +44,7 @@ def answer(job: Job) -> Answer:
             micro_batch_size=job.batch_size,
             base_dtype=job.precision,
             quantization=QUANTIZATIONS[job.quantization],
-            lora_rank=job.rank,
+            lora_rank=max(job.rank, 1),  # must be positive, though full fine-tuning has none
             lora_target_scope=scope,
             optimizer=job.optimizer,
             gradient_checkpointing=job.gradient_checkpointing,
