@@ -23,7 +23,8 @@ class Job:
 
     `parameters` and `trainable` are exact counts, so that no estimator has to guess them; `targets` are the leaf names
     of the modules that are really adapted; `method` is full, lora, dora or another PEFT type in small letters;
-    `rank` is 0 where the method has none; `folder` holds config.json and `config` its content; the rest as in peftsmith's Request.
+    `rank` is 0 where the method has none; `folder` holds config.json and `config` its content; the rest as in
+    peftsmith's Request.
     """
 
     model: str
