@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 
 from peftsmith import files  # noqa: E402
 from peftsmith.errors import PeftsmithError  # noqa: E402
-from peftsmith.model import anatomy, memory  # noqa: E402
+from peftsmith.model import anatomy, memory, speed  # noqa: E402
 
 GIB = 1 << 30
 LIMITS = {"allocated": 3.0, "reserved": 4.0, "device": 9.0}
@@ -129,6 +129,8 @@ def request_of(row: Mapping[str, str], body: anatomy.Anatomy) -> memory.Request:
     options = {key: value for key, value in _in_braces(row["note"]).items() if key != "init_weights"}
     method, optimizer = _method(row["method"], options)
     length = int(row["longest_batch_tokens"] or row["seq_len"])
+    autocast = _flag(row["autocast"], "autocast")
+    narrow = body.model_type in NARROW_LOSS and (method == "full" or autocast)
     request = memory.Request(
         method=method,
         rank=int(options.get("init_r") or row["r"] or DEFAULTS["rank"]),
@@ -138,15 +140,16 @@ def request_of(row: Mapping[str, str], body: anatomy.Anatomy) -> memory.Request:
         precision=_precision(row["weight_dtype"]),
         gradient_checkpointing=_flag(row["grad_ckpt"], "gradient_checkpointing"),
         optimizer=optimizer or _optimizer(row["optimizer"]),
-        loss=_loss(row["loss_impl"], row["framework"], narrow=method == "full" and body.model_type in NARROW_LOSS),
+        loss=_loss(row["loss_impl"], row["framework"], narrow=narrow),
         quantization=_quantization(row["quant"]),
         options=options,
-        autocast=_flag(row["autocast"], "autocast"),
+        autocast=autocast,
         adapter_bytes={"float32": 4, "bfloat16": 2, "float16": 2}.get(row["adapter_dtype"], DEFAULTS["adapter_bytes"]),
         kbit_prepared=_flag(row["kbit_prepared"], "kbit_prepared"),
         dropout=float(row["lora_dropout"] or 0) > 0,
         attention=_attention(row["attention_impl"]),
         accumulates=int(row["grad_accum"] or 1) > 1,
+        device_bytes=_device_bytes(row["gpu"]),
     )
     return told_by_trainable(body, request, int(row["n_trainable"] or 0))
 
@@ -234,6 +237,14 @@ def _attention(text: str) -> str:
 
 def _flag(text: str, name: str) -> bool:
     return {"true": True, "false": False}.get(text.strip().lower(), DEFAULTS[name])
+
+
+def _device_bytes(gpu: str) -> int | None:
+    """The memory of a GPU: stated in its name ("A100-80GB"), or the catalogue's; None when neither tells."""
+    stated = re.search(r"(\d+) ?G(?:i?B)?\b", gpu)
+    known = {found.memory_gib for found in speed.gpus().values() if found.name.lower() in gpu.lower()}
+    gib = int(stated.group(1)) if stated else max(known, default=0)
+    return int(gib * GIB) or None
 
 
 def _in_braces(note: str) -> dict[str, Any]:

@@ -113,7 +113,9 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
     assert skeleton is not None
     numbers = numbers_of(anatomy, request)
     adapted = adapted_modules(anatomy, request)
-    of_methods = methods.Numbers(numbers.wide, numbers.adapter, numbers.autocast, numbers.dropout)
+    of_methods = methods.Numbers(
+        2 if numbers.autocast else numbers.wide, numbers.adapter, numbers.autocast, numbers.dropout
+    )
     options = {"r": request.rank, **request.options}
     kind = request.peft_type
     costs = {name: methods.cost(kind, module, options, of_methods) for name, module in adapted.items()} if kind else {}
@@ -150,23 +152,38 @@ def numbers_of(anatomy: Anatomy, request: Request) -> activations.Numbers:
     autocast = request.precision != "fp32" if request.autocast is None else request.autocast
     on_quantised = (request.base_format or "none") != "none" or bool(anatomy.quantization)
     default_adapter = 2 if on_quantised and request.precision != "fp32" else 4
-    wide = 2 if autocast else 4 if request.kbit_prepared else number
+    wide = 4 if request.kbit_prepared else number
+    if autocast:
+        wide = 4 if _float32_through(anatomy, request) else 2
     flash = request.attention == "flash"
     masked = request.batch_size > 1 if request.padded is None else request.padded
     grouped = anatomy.kv_heads != anatomy.heads
     sdpa = request.attention == "sdpa"
     return activations.Numbers(
         wide=wide,
-        attention=2 if flash else wide,
+        attention=2 if flash or autocast else wide,  # autocast casts what goes into SDPA
         adapter=request.adapter_bytes or default_adapter,
         autocast=autocast,
         masked=masked,
         flash=flash,
-        math=wide == 4 and grouped and not masked and sdpa and request.device == "cuda",
+        math=wide == 4 and not autocast and grouped and not masked and sdpa and request.device == "cuda",
         dropout=request.dropout,
         eager=request.attention == "eager",
         trained=request.peft_type is None,
+        logit=2 if autocast else wide,
     )
+
+
+def _float32_through(anatomy: Anatomy, request: Request) -> bool:
+    """Whether bitsandbytes' layers carry float32 on under autocast: they answer in their input's format (nn/modules.py,
+    Linear4bit.forward; autograd/_functions.py, MatMul8bitLt), and norms give them float32 where their weights are
+    float32 (k-bit preparation) or where they are torch's layer_norm, which autocast runs in float32."""
+    stored = request.base_format or weights.stored_format(anatomy.quantization) or "none"
+    if stored not in weights.BITSANDBYTES:
+        return False
+    assert anatomy.skeleton is not None
+    centred = any(m.kind == "norm" and "bias" in m.parameters for m in anatomy.skeleton.modules)
+    return request.kbit_prepared or centred
 
 
 def _residual(request: Request, numbers: activations.Numbers) -> int:
@@ -220,11 +237,18 @@ def _beyond(job: peak.Job, held: weights.Held, terms: dict[str, int], allocated:
     loss = request.loss.replace("fused", "stock")
     reserving = replace(job, request=replace(request, loss=loss))
     sizes = []
-    for name, each in peak.moments(reserving, held, _residual(request, job.numbers)).items():
+    found = peak.moments(reserving, held, _residual(request, job.numbers))
+    for name, each in found.items():
         stays = sum(each.get(term, 0) for term in lasting) + CUBLAS_WORKSPACE
         passing = sum(each.values()) + CUBLAS_WORKSPACE - stays
         broken = request.gradient_checkpointing and name != "step"
         sizes.append([stays + passing * (1 + share) for share in RESERVED[broken]])
+    # The optimiser's states are made at the end of the first step, in the space that the loss left, and stay: the second
+    # step's logits, in blocks larger than any weight, find no room and are reserved anew. Unless the device is full:
+    # then the allocator gives back what it caches and tries again (CUDACachingAllocator.cpp, release_cached_blocks).
+    second = sum(found["step"].values()) + found["loss"]["loss"] + CUBLAS_WORKSPACE
+    if request.device_bytes is None or second + CUDA_CONTEXT[2] <= request.device_bytes:
+        sizes.append([0, second, second])
     spread = allocated.high / allocated.likely
     low, likely, high = (max(column) for column in zip(*sizes, strict=True))
     reserved = Range(min(int(low), allocated.low), int(likely), int(max(high, likely * spread)))

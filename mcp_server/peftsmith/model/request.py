@@ -36,7 +36,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 _LARGEST = {
     "batch_size": 65536, "sequence_length": 1 << 24, "gpus": 65536, "generations": 4096, "completion_length": 1 << 24,
-    "target_length": 1 << 24,
+    "target_length": 1 << 24, "device_bytes": 1 << 50,
 }  # fmt: skip
 
 
@@ -49,6 +49,7 @@ class Request:
     any other value that PEFT takes. The last fields default to what the generated scripts do: autocast with bf16 and
     fp16, adapters in float32 (TRL casts those on a quantised base to bf16), no k-bit preparation, SDPA.
     `quantization` None means: as the base is stored. `padded` None means: when a batch has more than one row.
+    `device_bytes` is the device's memory, near which the allocator gives back what it caches; None: there is room.
     `target_length` is the decoder's length of a seq2seq row, `completion_length` and `generations` are GRPO's.
     """
 
@@ -79,6 +80,7 @@ class Request:
     gpus: int = 1
     sharding: str = "none"
     offload: str = "none"
+    device_bytes: int | None = None
 
     @property
     def peft_type(self) -> str | None:

@@ -32,6 +32,7 @@ PER_PARAMETER = {
 # beside the packed weights: a 16-bit scale and a zero point as wide as a weight, for each group of inputs
 GROUP_SCALES = {"gptq4": 2.5, "awq4": 2.5, "gptq8": 3.0}
 GROUP_SIZE = 128
+BITSANDBYTES = ("nf4", "nf4_double", "fp4", "int8")
 _ROW_SCALES = ("int8", "fp8")
 _INPUT_INDEX = ("gptq4", "gptq8")  # g_idx, an int32 for each input
 _EXPERTS_TOO = ("mxfp4", "fp8")  # the others take linear modules only, not fused 3-D parameters
