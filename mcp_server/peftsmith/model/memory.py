@@ -116,7 +116,7 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
     of_methods = methods.Numbers(
         2 if numbers.autocast else numbers.wide, numbers.adapter, numbers.autocast, numbers.dropout
     )
-    options = {"r": request.rank, **request.options}
+    options = {"r": request.rank, **request.options, "frozen_a": request.optimizer == "lora_fa"}
     kind = request.peft_type
     costs = {name: methods.cost(kind, module, options, of_methods) for name, module in adapted.items()} if kind else {}
     whole = (
@@ -243,7 +243,7 @@ def _beyond(job: peak.Job, held: weights.Held, terms: dict[str, int], allocated:
         passing = sum(each.values()) + CUBLAS_WORKSPACE - stays
         broken = request.gradient_checkpointing and name != "step"
         sizes.append([stays + passing * (1 + share) for share in RESERVED[broken]])
-    # The optimiser's states are made at the end of the first step, in the space that the loss left, and stay: the second
+    # The optimiser's states are made at the end of the first step, in the space that the loss left, and stay: the next
     # step's logits, in blocks larger than any weight, find no room and are reserved anew. Unless the device is full:
     # then the allocator gives back what it caches and tries again (CUDACachingAllocator.cpp, release_cached_blocks).
     second = sum(found["step"].values()) + found["loss"]["loss"] + CUBLAS_WORKSPACE

@@ -207,7 +207,7 @@ def _cache(job: Job) -> int:
 
 
 def _unpacks(job: Job) -> bool:
-    return job.request.base_format in ("nf4", "fp4", "nf4_double", "int8") or bool(job.anatomy.quantization)
+    return job.request.base_format in weights.UNPACKED or bool(job.anatomy.quantization)
 
 
 def _skeleton(job: Job) -> Skeleton:

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peftsmith.errors import PeftsmithError
-from peftsmith.model import methods, targets
+from peftsmith.model import methods, targets, weights
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.losses import LOSSES
 
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 OPTIMIZERS = (
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd",
-    "lion_32bit", "lion_8bit",
+    "lion_32bit", "lion_8bit", "lora_fa",
 )  # fmt: skip
-QUANTIZATIONS = ("none", "nf4", "nf4_double", "fp4", "int8", "gptq4", "gptq8", "awq4", "fp8", "mxfp4")
+QUANTIZATIONS = ("none", *weights.PER_PARAMETER)
 TASKS = ("sft", "dpo", "grpo", "classification", "seq2seq")
 SHARDINGS = ("none", "ddp", "zero2", "zero3", "fsdp2")
 CHOICES: Mapping[str, tuple[str, ...]] = {
