@@ -24,10 +24,14 @@ GIB = 1 << 30
 MIB = 1 << 20
 CUBLAS_WORKSPACE = 33 * MIB
 # What the allocator reserves beyond what is allocated, as a share of what comes and goes in a step (weights, adapter
-# and optimiser stay where they are). Blocks that are recomputed break up the freed space: published pairs at fixed
-# shapes run from 0.10 to 0.38 with checkpointing, and from 0.03 to 0.06 without (PEFT's benchmark, canifinetune,
-# fms-acceleration).
-RESERVED = {False: (0.0, 0.045, 0.16), True: (0.0, 0.24, 0.42)}
+# and optimiser stay where they are). Blocks that are recomputed break up the freed space. With logits in float32 the
+# large blocks of a step are all of one size, and each takes the place of another; 16-bit logits beside their float32
+# copies split them. Published pairs at fixed shapes run from 0.03 to 0.06 without checkpointing, from 0.08 to 0.16 with
+# it and float32 logits, from 0.25 to 0.38 with 16-bit logits (PEFT's benchmark, canifinetune, fms-acceleration); for
+# losses that hold no logits there is none, and what lies between is taken.
+RESERVED = {
+    "kept": (0.0, 0.045, 0.16), "alike": (0.0, 0.12, 0.3), "mixed": (0.0, 0.3, 0.44), "no logits": (0.0, 0.24, 0.42),
+}  # fmt: skip
 # Formulas of attention, MLP and norms were compared with measurements for some families only.
 ALLOCATED = {True: (0.95, 1.0, 1.05), False: (0.75, 1.0, 1.3)}
 CUDA_CONTEXT = (int(0.4 * GIB), int(0.55 * GIB), int(0.8 * GIB))
@@ -224,6 +228,15 @@ def _held(job: peak.Job) -> tuple[int, weights.Held]:
     return trainable, weights.divided(held, request.sharding, request.gpus, request.offload, largest)
 
 
+def _space(job: peak.Job) -> str:
+    """The key of RESERVED for what a job does to the allocator's freed space."""
+    if not job.request.gradient_checkpointing:
+        return "kept"
+    if not job.request.loss.startswith(("stock", "fused")):
+        return "no logits"
+    return "alike" if job.numbers.logit == 4 else "mixed"
+
+
 def _beyond(job: peak.Job, held: weights.Held, terms: dict[str, int], allocated: Range) -> tuple[Range, Range]:
     """(reserved, device): what is taken from the device at the moment for which most is reserved."""
     request = job.request
@@ -241,8 +254,8 @@ def _beyond(job: peak.Job, held: weights.Held, terms: dict[str, int], allocated:
     for name, each in found.items():
         stays = sum(each.get(term, 0) for term in lasting) + CUBLAS_WORKSPACE
         passing = sum(each.values()) + CUBLAS_WORKSPACE - stays
-        broken = request.gradient_checkpointing and name != "step"
-        sizes.append([stays + passing * (1 + share) for share in RESERVED[broken]])
+        space = "kept" if name == "step" else _space(job)
+        sizes.append([stays + passing * (1 + share) for share in RESERVED[space]])
     # The optimiser's states are made at the end of the first step, in the space that the loss left, and stay: the next
     # step's logits, in blocks larger than any weight, find no room and are reserved anew. Unless the device is full:
     # then the allocator gives back what it caches and tries again (CUDACachingAllocator.cpp, release_cached_blocks).
