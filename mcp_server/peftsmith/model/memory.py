@@ -22,7 +22,7 @@ __all__ = ["Estimate", "Range", "Request", "estimate", "numbers_of"]
 
 GIB = 1 << 30
 MIB = 1 << 20
-CUBLAS_WORKSPACE = 33 * MIB
+CUBLAS_WORKSPACE = 2 * 8320 * 1024
 # What the allocator reserves beyond what is allocated, as a share of what comes and goes in a step (weights, adapter
 # and optimiser stay where they are). Blocks that are recomputed break up the freed space. With logits in float32 the
 # large blocks of a step are all of one size, and each takes the place of another; 16-bit logits beside their float32
