@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from peftsmith.errors import PeftsmithError
 from peftsmith.model import anatomy, memory, methods, speed, targets
 
 GIB = 1 << 30
@@ -82,12 +83,40 @@ def request_of(row: Mapping[str, str], body: anatomy.Anatomy) -> memory.Request:
         accumulates=_whole(row["grad_accum"], 1) > 1,
         device_bytes=_device_bytes(row["gpu"]),
     )
-    return told_by_trainable(body, request, _whole(row["n_trainable"], 0))
+    request = told_by_trainable(body, request, _whole(row["n_trainable"], 0), ranked=bool(row["r"]))
+    return _priced(body, request)
 
 
-def told_by_trainable(body: anatomy.Anatomy, request: memory.Request, trainable: int) -> memory.Request:
-    """The request with what its stated number of trainable parameters tells of options that the row does not give:
-    DEFT without its second factor, the rank that OSF trains."""
+def _priced(body: anatomy.Anatomy, request: memory.Request) -> memory.Request:
+    """The request, without options that have no formula or that PEFT would refuse: the method as it is usually set.
+
+    Raises PeftsmithError where that cannot be estimated either."""
+    try:
+        memory.estimate(body, request)
+    except PeftsmithError:
+        request = replace(request, options=_usual(request.method, body))
+        memory.estimate(body, request)
+    return request
+
+
+def contradicts_itself(row: Mapping[str, str], body: anatomy.Anatomy) -> bool:
+    """Whether a row states adapters, a loss in float32 and no autocast for a class whose loss is in the model's own
+    format: only autocast makes it float32 there."""
+    stated = "upcast" in row["loss_impl"] and "transformers 4" in row["framework"] and not _autocast(row)
+    return stated and body.model_type in NARROW_LOSS and _method(row["method"], ranked=True)[0] != "full"
+
+
+def told_by_trainable(
+    body: anatomy.Anatomy, request: memory.Request, trainable: int, *, ranked: bool
+) -> memory.Request:
+    """The request with what its stated number of trainable parameters tells of options that the row does not give: the
+    rank of LoRA, the number of tokens, DEFT without its second factor, the rank that OSF trains."""
+    if request.method == "lora" and trainable and not ranked:
+        of_one = memory.estimate(body, replace(request, rank=1)).trainable
+        return replace(request, rank=trainable // of_one) if trainable % of_one == 0 else request
+    if request.method == "trainable_tokens" and trainable and "token_indices" not in request.options:
+        tokens = list(range(trainable // body.hidden))
+        return replace(request, options={**request.options, "token_indices": tokens})
     if request.method == "deft":
         without = replace(request, options={**request.options, "para": True})
         return without if memory.estimate(body, without).trainable == trainable else request

@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 
-from benchmarks.measured import request_of  # noqa: E402
+from benchmarks.measured import contradicts_itself, request_of  # noqa: E402
 from peftsmith import files  # noqa: E402
 from peftsmith.model import anatomy, memory  # noqa: E402
 
@@ -68,6 +68,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         models = Models(arguments.configs, Path(folder))
         scored = score([row for row in rows if row["scored"] == "yes"], models)
+        doubtful(scored, models)
         rest = score([row for row in rows if row["scored"] != "yes"], models, quiet=True)
     if arguments.rows:
         for each in sorted(scored, key=lambda found: -abs(found.error)):
@@ -121,6 +122,18 @@ def estimated(row: Mapping[str, str], models: Models) -> Scored:
     body = models.get(row["model_id"])
     size = getattr(memory.estimate(body, request_of(row, body)), kind)
     return Scored(row, kind, float(row["peak_gb"]), size.likely / GIB, size.high / GIB)
+
+
+def doubtful(scored: list[Scored], models: Models) -> None:
+    """Say what rows whose columns contradict each other come to the other way. They count as they stand."""
+    found = [each for each in scored if contradicts_itself(each.row, models.get(each.row["model_id"]))]
+    if found:
+        other = [estimated({**each.row, "autocast": "True"}, models) for each in found]
+        stated, read = (statistics.mean(abs(each.error) for each in group) for group in (found, other))
+        print(
+            f"{len(found)} rows state a float32 loss without autocast for a class that has none: mean |error| "
+            f"{stated:.2f} % as stated, {read:.2f} % with autocast"
+        )
 
 
 def report(title: str, scored: list[Scored]) -> None:

@@ -7,6 +7,7 @@ Does not know: the parts (weights.py, activations.py, methods.py, losses.py, pea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,11 +129,21 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
         if kind
         else methods.ModelCost()
     )
+    if kind == "TRAINABLE_TOKENS":
+        whole = replace(whole, saved=whole.saved + _merged_head(skeleton, adapted, numbers.wide))
     bodies = tuple(body for body in blocks.blocks(skeleton) if role(f"{body.stack}.0") != "tower")
     geometry = activations.geometry(
         anatomy.config, heads=anatomy.heads, kv_heads=anatomy.kv_heads, head_dim=anatomy.head_dim
     )
     return peak.Job(anatomy, request, numbers, geometry, bodies, adapted, costs, whole)
+
+
+def _merged_head(skeleton: Skeleton, adapted: Mapping[str, Module], wide: int) -> int:
+    """Bytes of the head that is tied to an embedding whose tokens train: it is wrapped as well, works with a copy of
+    the whole weight, and autograd keeps that (peft/tuners/trainable_tokens/model.py inject_adapter, layer.py
+    forward_adapters). The embedding's own copy goes at once."""
+    tied = {target.rpartition(".")[0] for target in skeleton.tied.values()}
+    return sum(wide * module.inputs * module.outputs for name, module in adapted.items() if name in tied)
 
 
 def adapted_modules(anatomy: Anatomy, request: Request) -> dict[str, Module]:
