@@ -197,7 +197,8 @@ def _float32_through(anatomy: Anatomy, request: Request) -> bool:
     if stored not in weights.BITSANDBYTES:
         return False
     assert anatomy.skeleton is not None
-    centred = any(m.kind == "norm" and "bias" in m.parameters for m in anatomy.skeleton.modules)
+    norms = (m for m in anatomy.skeleton.modules if m.kind == "norm" and role(m.name) != "tower")
+    centred = any("bias" in norm.parameters for norm in norms)
     return request.kbit_prepared or centred
 
 
