@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from peftsmith.errors import PeftsmithError
-from peftsmith.model import anatomy, memory, methods, speed, targets
+from peftsmith.model import anatomy, memory, methods, speed
 
 GIB = 1 << 30
 READ = (
@@ -65,7 +65,7 @@ def request_of(row: Mapping[str, str], body: anatomy.Anatomy) -> memory.Request:
     narrow = body.model_type in NARROW_LOSS and (method == "full" or autocast)
     request = memory.Request(
         method=method,
-        rank=_whole(options.get("init_r") or row["r"], DEFAULTS["rank"]),
+        rank=_whole(options.get("init_r") or row["r"], DEFAULTS["rank"]) or DEFAULTS["rank"],
         targets=_targets(row["target_modules"], body),
         batch_size=_whole(row["per_device_batch"]),
         sequence_length=_whole(row["longest_batch_tokens"] or row["seq_len"]),
@@ -130,7 +130,7 @@ def told_by_trainable(
 
 def _usual(method: str, body: anatomy.Anatomy) -> dict[str, Any]:
     """Options without which PEFT would not build a method, as its examples set them, for rows that state none."""
-    if method in ("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning", "cpt"):
+    if method in ("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning", "cpt", "cartridge"):
         return {"num_virtual_tokens": 20}
     return {"adapter_len": 10, "adapter_layers": body.layers} if method == "adaption_prompt" else {}
 
@@ -186,7 +186,8 @@ def _targets(text: str, body: anatomy.Anatomy) -> str | list[str]:
     short = {"q", "k", "v", "o", "gate", "up", "down"}
     if set(names) <= short:
         names = [f"{name}_proj" for name in names]
-    if not body.supported or targets.adapted(body, names):
+    modules = body.skeleton.modules if body.skeleton else ()
+    if not modules or any(f".{module.name}".endswith(f".{name}") for module in modules for name in names):
         return names
     inner = {"query", "value"} & {_plain(name) for name in names}
     if inner:

@@ -191,6 +191,32 @@ def test_names_of_modules_that_a_model_fuses(bodies):
     assert targets("q v", BASE["model_id"]) == ["q_proj", "v_proj"] and targets("all linear") == "all-linear"
 
 
+def test_numbers_of_trainable_parameters_tell_what_a_row_leaves_out(bodies):
+    body = bodies[BASE["model_id"]]
+    told = measured.request_of({**BASE, "r": "", "n_trainable": str(28 * 24 * (2 * 3072 + 3072 + 1024))}, body)
+    assert told.rank == 24
+    tokens = {"method": "TRAINABLE_TOKENS", "target_modules": "model.embed_tokens", "n_trainable": "6144"}
+    assert measured.request_of({**BASE, **tokens}, body).options["token_indices"] == [0, 1]
+
+
+def test_options_without_a_formula_are_left_out(bodies):
+    found = measured.request_of({**BASE, "note": "{'arrow_config': {}}"}, bodies[BASE["model_id"]])
+    assert found.method == "lora" and not found.options
+
+
+def test_a_row_that_contradicts_itself_counts_as_stated_and_is_named(scored, bodies, tmp_path, capsys):
+    row = {
+        **BASE, "model_id": "openai-community/gpt2", "target_modules": "c_attn", "framework": "transformers 4.48.1",
+        "loss_impl": "HF full logits (fp32 upcast)", "quant": "bnb nf4",
+    }  # fmt: skip
+    body = bodies["openai-community/gpt2"]
+    assert measured.contradicts_itself(row, body) and not measured.request_of(row, body).autocast
+    for change in ({"autocast": "True"}, {"method": "full"}, {"framework": "transformers 5.1"}):
+        assert not measured.contradicts_itself({**row, **change}, body)
+    memory.doubtful(scored([row, BASE]), Known(body))
+    assert "1 rows state a float32 loss without autocast" in capsys.readouterr().out
+
+
 def test_empty_cells_are_told_by_what_else_a_row_says(bodies):
     body = bodies[BASE["model_id"]]
     said = {

@@ -238,6 +238,26 @@ def test_tokens_of_a_tied_embedding_keep_a_copy_of_the_head(llama):
     assert found.reserved.likely / GIB == pytest.approx(19.5, rel=0.01)
 
 
+def test_methods_that_are_not_made_for_linear_layers_find_their_modules(llama):
+    norms = memory.estimate(llama, memory.Request(method="ln_tuning"))
+    assert norms.trainable == (2 * 28 + 1) * 3072
+    named = memory.estimate(llama, memory.Request(method="ln_tuning", targets=["input_layernorm"]))
+    assert named.trainable == 28 * 3072
+    with pytest.raises(PeftsmithError, match="match nothing"):
+        memory.estimate(llama, memory.Request(method="ln_tuning", targets=["ln_f"]))
+    tokens = memory.Request(method="trainable_tokens", options={"token_indices": [5]})
+    assert memory.estimate(llama, tokens).trainable == 3072
+
+
+def test_oft_takes_its_rank_or_its_block_size(llama):
+    def trainable(**options):
+        request = memory.Request(method="oft", rank=32, targets="query-value", options=options)
+        return memory.estimate(llama, request).trainable
+
+    assert trainable() == 28 * 2 * 32 * (96 * 95 // 2)  # 32 blocks of 3072 / 32 inputs
+    assert trainable(oft_block_size=32) == 28 * 2 * 96 * (32 * 31 // 2)
+
+
 def test_lora_fa_trains_b_alone_and_keeps_no_input(llama):
     request = memory.Request(
         rank=32, targets="query-value", batch_size=4, sequence_length=712, gradient_checkpointing=False, autocast=False

@@ -43,6 +43,9 @@ PYTHON_ON_CPU = 515 * MIB
 # Peak RSS of two TRL steps on SmolLM2-135M, rank 16, fp32, two threads. All-linear: 2 x 64 tokens 1584 MiB, 8 x 64
 # 2849, with checkpointing 2151 (1.36 is within 7 % of all three); q and v only: 2 x 256 2292 (14 % below it).
 CPU_HEAP = (0.95, 1.36, 1.8)
+# Methods that PEFT puts on modules of one kind unless told otherwise (utils/constants.py, TRANSFORMERS_MODELS_TO_
+# LNTUNING_TARGET_MODULES_MAPPING; tuners/trainable_tokens/config.py), and not on linear ones, as presets do.
+_OF_ONE_KIND = {"LN_TUNING": "norm", "TRAINABLE_TOKENS": "embedding"}
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
         2 if numbers.autocast else numbers.wide, numbers.adapter, numbers.autocast, numbers.dropout
     )
     options = {"r": request.rank, **request.options, "frozen_a": request.optimizer == "lora_fa"}
+    if request.peft_type == "OFT":  # PEFT takes one of the two, and the other has to be 0
+        options |= {"r": 0} if request.options.get("oft_block_size") else {"oft_block_size": 0}
     kind = request.peft_type
     costs = {name: methods.cost(kind, module, options, of_methods) for name, module in adapted.items()} if kind else {}
     whole = (
@@ -150,15 +155,28 @@ def adapted_modules(anatomy: Anatomy, request: Request) -> dict[str, Module]:
     """The modules that the request's method adapts, by full path; none for full fine-tuning and prompt learning."""
     if request.peft_type is None or request.peft_type in methods.WHOLE_MODEL:
         return {}
-    names = targets.adapted(anatomy, request.targets)
+    assert anatomy.skeleton is not None
+    kind = _OF_ONE_KIND.get(request.peft_type)
+    if kind is not None:
+        names = _named(anatomy.skeleton, request.targets, kind)
+    else:
+        names = targets.adapted(anatomy, request.targets)
     if not names:
         raise PeftsmithError(
             "The target modules match nothing in this model",
             value=request.targets,
             next_step=f"Use a preset ({', '.join(targets.PRESETS)}) or names that find_target_modules gives.",
         )
-    assert anatomy.skeleton is not None
     return {module.name: module for module in anatomy.skeleton.modules if module.name in names}
+
+
+def _named(skeleton: Skeleton, wanted: str | list[str], kind: str) -> set[str]:
+    """The modules whose path ends with a wanted name, as PEFT compares lists; for a preset, those of the text model of
+    the one kind that the method is made for."""
+    if isinstance(wanted, str) and wanted in targets.PRESETS:
+        return {m.name for m in skeleton.modules if m.kind == kind and role(m.name) not in ("tower", "head")}
+    ends = [wanted] if isinstance(wanted, str) else wanted
+    return {m.name for m in skeleton.modules for end in ends if m.name == end or m.name.endswith(f".{end}")}
 
 
 def numbers_of(anatomy: Anatomy, request: Request) -> activations.Numbers:
