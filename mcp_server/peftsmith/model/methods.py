@@ -6,8 +6,7 @@ Does not know: how memory adds up over a training step (memory.py) or what to ta
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from peftsmith.errors import PeftsmithError
@@ -22,7 +21,6 @@ __all__ = [
     "trainable", "whole_model",
 ]  # fmt: skip
 
-_LAYER = re.compile(r"\.\d+\.")
 _MODULE: Mapping[str, Callable[[Module, Options], Adapter]] = {
     "ADALORA": methods_lora.adalora, "ADAMSS": methods_delta.adamss, "BEFT": methods_rotation.beft,
     "BOFT": methods_rotation.boft, "C3A": methods_delta.c3a, "DEFT": methods_delta.deft, "DELORA": methods_lora.delora,
@@ -71,11 +69,10 @@ def costs(method: str, modules: Mapping[str, Module], options: Mapping[str, Any]
         )
     adapter, given = _known(method), Options(method, options, numbers)
     by_number = any(map(_may_be_pattern, options.values()))
-    found: dict[Any, Cost] = {}
+    found: dict[Hashable, Cost] = {}
     every = {}
     for name, module in modules.items():
-        path = module.name if by_number else _LAYER.sub(".0.", module.name)
-        alike = (path, module.kind, module.inputs, module.outputs, module.cls, tuple(module.parameters.items()))
+        alike = module.name if by_number else module.alike
         if alike not in found:
             found[alike] = price(adapter(module, given), module, numbers)
         every[name] = found[alike]

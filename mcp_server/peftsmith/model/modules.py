@@ -6,7 +6,8 @@ Does not know: where a skeleton comes from (layouts.py, stored.py, skeleton.py) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 Kind = Literal["linear", "conv1d", "embedding", "conv", "norm", "experts", "other"]
 Source = Literal["classes", "header", "config"]
+_LAYER = re.compile(r"\.\d+\.")
 KINDS: tuple[Kind, ...] = ("linear", "conv1d", "embedding", "conv", "norm", "experts", "other")
 
 
@@ -35,6 +37,12 @@ class Module:
     @property
     def leaf(self) -> str:
         return self.name.rpartition(".")[2]
+
+    @cached_property
+    def alike(self) -> tuple[Hashable, ...]:
+        """The same for modules that only their layer's number tells apart."""
+        shapes = tuple(self.parameters.items())
+        return _LAYER.sub(".0.", self.name), self.kind, self.inputs, self.outputs, self.cls, shapes
 
     @property
     def elements(self) -> int:

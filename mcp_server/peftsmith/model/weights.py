@@ -8,6 +8,7 @@ Does not know: activations, losses, or the allocator (memory.py).
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from math import prod
 
@@ -77,19 +78,27 @@ def base(skeleton: Skeleton, stored: str | None, number: int, *, widened: bool, 
     if not stored:
         return rest * skeleton.parameters
     total = 0.0
+    packed: dict[Hashable, float | None] = {}
     for module in skeleton.modules:
-        if quantised(module, stored):
-            weights = sum(prod(shape) for shape in module.parameters.values() if len(shape) >= 2)
-            total += weights * PER_PARAMETER[stored] + (module.elements - weights) * rest
-            total += _ROW_SCALES.get(stored, 0) * module.outputs + _CODEBOOKS.get(stored, 0)
-            groups = 1 if group == -1 else -(-module.inputs // (group or GROUP_SIZE))
-            total += GROUP_SCALES.get(stored, 0) * groups * module.outputs
-            total += 4 * module.inputs if stored in _INPUT_INDEX else 0
-        else:
-            total += rest * sum(
-                prod(shape) for leaf, shape in module.parameters.items() if f"{module.name}.{leaf}" not in skeleton.tied
-            )
+        if module.alike not in packed:
+            packed[module.alike] = _packed(module, stored, rest, group) if quantised(module, stored) else None
+        size = packed[module.alike]
+        if size is None:
+            shapes = module.parameters.items()
+            size = rest * sum(prod(shape) for leaf, shape in shapes if f"{module.name}.{leaf}" not in skeleton.tied)
+        total += size
     return int(total)
+
+
+def _packed(module: Module, stored: str, rest: int, group: int | None) -> float:
+    """Bytes of a quantised module; `rest` bytes a parameter that stays as it is (a bias)."""
+    weights = sum(prod(shape) for shape in module.parameters.values() if len(shape) >= 2)
+    size = weights * PER_PARAMETER[stored] + (module.elements - weights) * rest
+    size += _ROW_SCALES.get(stored, 0) * module.outputs + _CODEBOOKS.get(stored, 0)
+    groups = 1 if group == -1 else -(-module.inputs // (group or GROUP_SIZE))
+    size += GROUP_SCALES.get(stored, 0) * groups * module.outputs
+    size += 4 * module.inputs if stored in _INPUT_INDEX else 0
+    return size
 
 
 def quantised(module: Module, stored: str) -> bool:
