@@ -134,10 +134,11 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
     bodies = anatomy.once(
         "bodies", lambda: tuple(body for body in blocks.blocks(skeleton) if role(f"{body.stack}.0") != "tower")
     )
+    ways = anatomy.once((*asked, "ways"), lambda: tuple(peak.ways_of(body, costs) for body in bodies))
     geometry = activations.geometry(
         anatomy.config, heads=anatomy.heads, kv_heads=anatomy.kv_heads, head_dim=anatomy.head_dim
     )
-    return peak.Job(anatomy, request, numbers, geometry, bodies, adapted, costs, whole, trainable, frozen)
+    return peak.Job(anatomy, request, numbers, geometry, bodies, ways, adapted, costs, whole, trainable, frozen)
 
 
 def _costs(

@@ -6,7 +6,7 @@ Does not know: formulas of single parts (activations, losses, methods, weights),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from peftsmith.model import activations, losses, methods, weights
@@ -18,6 +18,7 @@ from peftsmith.model.request import Request
 from peftsmith.model.roles import ATTENTION, role
 
 Terms = dict[str, int]
+Ways = Mapping[tuple[str, ...], list[int]]
 _INPUT_GROUPS = {"query": "attention", "key": "attention", "value": "attention", "qkv": "attention", "gate": "mlp",
                  "up": "mlp", "gate_up": "mlp"}  # fmt: skip
 _DECODER = ("decoder",)
@@ -25,14 +26,16 @@ _DECODER = ("decoder",)
 
 @dataclass(frozen=True)
 class Job:
-    """A request with everything about the model looked up. `costs` maps adapted modules (full path) to their cost;
-    `trainable` parameters and `frozen_bytes` besides are what the method adds in all, 0 for full fine-tuning."""
+    """A request with everything about the model looked up. `ways` sorts the blocks of each body by what of them is
+    adapted. `costs` maps adapted modules (full path) to their cost; `trainable` parameters and `frozen_bytes` besides
+    are what the method adds in all, 0 for full fine-tuning."""
 
     anatomy: Anatomy
     request: Request
     numbers: Numbers
     geometry: Geometry
     bodies: tuple[Block, ...]
+    ways: tuple[Ways, ...]
     adapted: Mapping[str, Module]
     costs: Mapping[str, methods.Cost]
     whole: methods.ModelCost
@@ -62,33 +65,30 @@ def tokens_of(request: Request, whole: methods.ModelCost, stack: str) -> int:
     return rows * (length + whole.tokens)
 
 
+def ways_of(body: Block, adapted: Container[str]) -> Ways:
+    """The blocks of one kind by which of their modules are among the `adapted` (full paths)."""
+    names = [module.name for module in body.modules]
+    ways: dict[tuple[str, ...], list[int]] = {}
+    for number in body.numbers:
+        prefix = f"{body.stack}.{number}."
+        ways.setdefault(tuple(name for name in names if prefix + name in adapted), []).append(number)
+    return ways
+
+
 def passes(job: Job) -> list[Pass]:
     """Every kind of block that keeps something for the backward pass."""
     found = []
-    for body in job.bodies:
+    for body, ways in zip(job.bodies, job.ways, strict=True):
         tokens = tokens_of(job.request, job.whole, body.stack)
         length = tokens // job.request.batch_size // (2 if job.request.task == "dpo" else 1)
         plain = activations.block(body, job.geometry, length, job.numbers)
-        ways: dict[tuple[str, ...], int] = {}
-        names = [module.name for module in body.modules]
-        for number in body.numbers:
-            prefix = f"{body.stack}.{number}."
-            adapted = tuple(name for name in names if prefix + name in job.costs)
-            ways[adapted] = ways.get(adapted, 0) + 1
-        for adapted, count in ways.items():
-            prefix = f"{body.stack}.{_first(job, body, adapted)}."
-            costs = {name: job.costs[prefix + name] for name in adapted}
+        for adapted, numbers in ways.items():
+            costs = {name: job.costs[f"{body.stack}.{numbers[0]}.{name}"] for name in adapted}
             own = sum(cost.saved_per_token - cost.shared_input_per_token for cost in costs.values())
             per_token = plain + own + _shared_inputs(costs)
             kept = int(tokens * per_token) + sum(cost.saved for cost in costs.values())
-            found.append(Pass(count, tokens, body.hidden, kept, _temporary(job, body, tokens, costs)))
+            found.append(Pass(len(numbers), tokens, body.hidden, kept, _temporary(job, body, tokens, costs)))
     return found
-
-
-def _first(job: Job, body: Block, adapted: tuple[str, ...]) -> int:
-    if not adapted:
-        return body.numbers[0]
-    return next(n for n in body.numbers if all(f"{body.stack}.{n}.{name}" in job.costs for name in adapted))
 
 
 def _temporary(job: Job, body: Block, tokens: int, costs: Mapping[str, methods.Cost]) -> int:
@@ -133,7 +133,11 @@ def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
         numbers.logit * job.anatomy.vocab * last if stock else 0
     )  # the model's output, which the trainer still holds
     early = {"gradients": held.gradients if request.accumulates else 0}
-    unpacked = weights.dequantised(_skeleton(job), numbers.wide) if _unpacks(job) else 0
+    unpacked = (
+        job.anatomy.once(("unpacked", numbers.wide), lambda: weights.dequantised(_skeleton(job), numbers.wide))
+        if _unpacks(job)
+        else 0
+    )
     rows = request.batch_size * (2 if request.task == "dpo" else 1)
     whole = job.whole
     extra = {"method": int(last * whole.saved_per_token + rows * whole.saved_per_row) + whole.saved}
