@@ -92,14 +92,17 @@ def passes(job: Job) -> list[Pass]:
 
 
 def _temporary(job: Job, body: Block, tokens: int, costs: Mapping[str, methods.Cost]) -> int:
-    """What a block's backward pass needs beyond what was kept: two gradients of the MLP, or an adapter's own work.
+    """What a block's backward pass needs beyond what was kept: gradients of the MLP's hidden layer (of the product, and
+    of each of its factors where it is gated; else of the activation's output and input; one less for a trained base,
+    whose saved product is gone by then) and of the block's output, or an adapter's own work.
 
     Adapters on attention run backward when what the MLP kept has been freed.
     """
     wide = job.numbers.wide
     widest = max((unit.width for unit in body.feed_forward), default=body.hidden)
     freed = sum(3 * wide * unit.width for unit in body.feed_forward)
-    most = wide * tokens * (widest + body.hidden)
+    gradients = max((3 if unit.gated else 2 for unit in body.feed_forward), default=1) - job.numbers.trained
+    most = wide * tokens * (gradients * widest + body.hidden)
     for name, cost in costs.items():
         after_mlp = role(f"layers.0.{name}") in ATTENTION
         own = int(cost.temporaries(tokens) - (tokens * freed if after_mlp else 0))
@@ -129,9 +132,6 @@ def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
     stock = request.loss == "stock" and request.task != "classification"
     head = last * hidden * (4 + (numbers.logit if stock else 0))
     loss = _loss(job, last)
-    logits = (
-        numbers.logit * job.anatomy.vocab * last if stock else 0
-    )  # the model's output, which the trainer still holds
     early = {"gradients": held.gradients if request.accumulates else 0}
     unpacked = (
         job.anatomy.once(("unpacked", numbers.wide), lambda: weights.dequantised(_skeleton(job), numbers.wide))
@@ -144,18 +144,19 @@ def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
     unpacked += whole.temporary
     if request.gradient_checkpointing:
         kept = {"activations": sum(each.count * each.tokens * residual * each.hidden for each in steps)}
-        block = max((each.kept + each.temporary for each in steps), default=0)
+        # the output of the recomputed block lives until its backward pass is over
+        block = max((each.kept + each.temporary + each.tokens * residual * each.hidden for each in steps), default=0)
     else:
         kept = {"activations": sum(each.count * each.kept for each in steps)}
         block = max((each.temporary for each in steps), default=0)
     running = "recomputed_block" if request.gradient_checkpointing else "block_backward"
     found = {
         "loss": {**always, **early, **kept, **extra, "head": head, "loss": loss},
-        "backward": {**always, **early, **kept, **extra, running: max(block, unpacked), "logits": logits},
+        "backward": {**always, **early, **kept, **extra, running: max(block, unpacked)},
         "step": {**always, "gradients": held.gradients, "step": held.step},
     }
     if request.gradient_checkpointing:
-        first = {"activations": residual * last * hidden, running: max(block, unpacked), "logits": logits}
+        first = {"activations": residual * last * hidden, running: max(block, unpacked)}
         found["last_backward"] = {**always, "gradients": held.gradients, **first}
     if request.task == "grpo":
         found["generation"] = {**always, "cache": _cache(job), "loss": last * 4}
