@@ -7,7 +7,6 @@ allocator makes of the log (allocator.py).
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -80,9 +79,11 @@ class Log(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         try:
-            result = function(*args, **kwargs)
-        except (NotImplementedError, RuntimeError) as error:
-            if not trace_values.lacks_kernel(error, args, kwargs):
+            result = trace_values.same_shape(function, args, kwargs)
+            if result is None:
+                result = function(*args, **kwargs)
+        except NotImplementedError:
+            if not trace_values.on_meta(args, kwargs):
                 raise
             result = trace_values.carried_out(function, args, kwargs)
             self.made_up += 1
@@ -194,7 +195,6 @@ def run(
         log.release(identity)
     for parameter in trained:
         parameter.grad = None
-    gc.collect()
     rest = log.events[before:]
     log.events.append(EMPTY_CACHE)
     log.again(passes + rest)

@@ -34,6 +34,7 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     Returns allocated and reserved (bytes), trainable, how ("traced" or "layer-cut"), layers, substitutions, seconds.
     """
     began = time.monotonic()
+    gc.freeze()  # the libraries' own objects: without it every collection walks through all of them
     _, whole = trace_model.cut(arguments["config"], None)
     try:
         sizes, layers, substitutions = _extrapolated(arguments, whole, LAYERS, "meta", report)
