@@ -160,4 +160,5 @@ def _trained(body: Block, numbers: Numbers) -> float:
     """Inputs of the linear layers and of the norms' weights, which a frozen base need not keep."""
     inputs = numbers.wide * body.hidden * (len(body.attention) + len(body.feed_forward))
     inputs += numbers.wide * sum(each.width for each in body.feed_forward)
+    inputs += numbers.wide * sum(each.query + each.key for each in body.attention if each.normed)
     return inputs + numbers.wide * body.hidden * (body.norms - body.centred_norms)
