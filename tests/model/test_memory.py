@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
-from peftsmith.model import anatomy, answers, fits, memory, weights
+from peftsmith.model import activations, anatomy, answers, fits, memory, peak, weights
 from peftsmith.model.request import Request, with_details
 from tests.model.test_anatomy import LLAMA_3_2_3B
 
@@ -212,6 +212,33 @@ def test_layer_norm_under_autocast_carries_float32_through_bitsandbytes(tmp_path
         llama, memory.Request(method="qlora", batch_size=4, sequence_length=2048, loss="stock")
     )
     assert mean_square.terms["activations"] == 2 * tokens * 3072 * 28
+
+
+def test_a_recomputed_block_by_hand(llama):
+    """Liger's loss holds no logits, so that a block's backward pass is the highest moment: what q and v adapters,
+    norms, attention and MLP keep, two gradients beside that of the product, the block's output and its gradient."""
+    request = memory.Request(
+        targets="query-value", rank=8, batch_size=1, sequence_length=4096, loss="liger", attention="flash",
+        autocast=False, padded=False, optimizer="adamw_torch",
+    )  # fmt: skip
+    found = memory.estimate(llama, request)
+    norms, attention, mlp = 2 * 4 * 3072, 2 * (2 * 3072 + 2 * 1024) + 4 * 24, 3 * 2 * 8192
+    adapters = 2 * (4 * 3072 + 4 * 8)
+    gradients, stream = 3 * 2 * 8192 + 2 * 3072, 2 * 3072
+    assert found.moment == "backward"
+    assert found.terms["recomputed_block"] == 4096 * (norms + attention + mlp + adapters + gradients + stream)
+    full = peak.passes(memory.job_of(llama, replace(request, method="full", optimizer="sgd")))
+    assert [each.temporary for each in full] == [4096 * (2 * 2 * 8192 + 2 * 3072)]  # the trained base's product is gone
+
+
+def test_what_config_json_leaves_out_is_the_class_default():
+    def of(**config):
+        return activations.geometry(config, heads=12, kv_heads=12, head_dim=64)
+
+    assert of(model_type="gpt2").activation == "gelu_new" and of(model_type="gpt2").dropout
+    assert not of(model_type="gpt2", resid_pdrop=0.0).dropout and not of(model_type="gpt2").rotary
+    assert of(model_type="gpt2", activation_function="relu").activation == "relu"
+    assert of(model_type="phi3").rotary and not of(model_type="falcon", alibi=True).rotary
 
 
 def test_full_fine_tuning_reserves_its_logits_beside_the_step(llama):

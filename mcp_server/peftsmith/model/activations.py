@@ -24,8 +24,8 @@ KEPT_BY_ACTIVATION = {
     "relu2": 2,
     "relu_squared": 2,
 }
-# Under autocast gelu_new's power is float32 (torch's list of float32 operations), and so is what follows it: x, tanh and
-# 1 + tanh in float32 beside 0.5 x in 16 bits.
+# Under autocast gelu_new's power is float32 (torch's list of float32 operations), and so is what follows it: x, tanh
+# and 1 + tanh in float32 beside 0.5 x in 16 bits.
 GELU_NEW_UNDER_AUTOCAST = 7
 # What classes take where a config.json says nothing (configuration_<type>.py): written-out activations, dropout on the
 # residual stream, positions that are learned or added to the scores instead of rotated into query and key.
@@ -160,4 +160,5 @@ def _trained(body: Block, numbers: Numbers) -> float:
     """Inputs of the linear layers and of the norms' weights, which a frozen base need not keep."""
     inputs = numbers.wide * body.hidden * (len(body.attention) + len(body.feed_forward))
     inputs += numbers.wide * sum(each.width for each in body.feed_forward)
+    inputs += numbers.wide * sum(each.query + each.key for each in body.attention if each.normed)
     return inputs + numbers.wide * body.hidden * (body.norms - body.centred_norms)

@@ -101,7 +101,8 @@ def _temporary(job: Job, body: Block, tokens: int, costs: Mapping[str, methods.C
     wide = job.numbers.wide
     widest = max((unit.width for unit in body.feed_forward), default=body.hidden)
     freed = sum(3 * wide * unit.width for unit in body.feed_forward)
-    gradients = max((3 if unit.gated else 2 for unit in body.feed_forward), default=1) - job.numbers.trained
+    cast = wide == 4 and job.numbers.autocast  # 16-bit copies on both sides of the activation: a third gradient
+    gradients = max((3 if unit.gated or cast else 2 for unit in body.feed_forward), default=1) - job.numbers.trained
     most = wide * tokens * (gradients * widest + body.hidden)
     for name, cost in costs.items():
         after_mlp = role(f"layers.0.{name}") in ATTENTION
