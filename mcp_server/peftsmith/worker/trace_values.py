@@ -21,9 +21,9 @@ _FEW = 64  # whole numbers in a tensor of at most this many are sizes that code 
 
 
 class SetUp(TorchDispatchMode):
-    """Around a method's set-up: a copy of meta weights to the processor is a blank that takes no memory, a decomposition
-    has its shapes only, a question about a value is answered with 0; `asked` counts those. Random numbers are not
-    drawn: tensors stay as they are, and a permutation is in order."""
+    """Around a method's set-up: a copy of meta weights to the processor is a blank that takes no memory, a
+    decomposition has its shapes only, a question about a value is answered with 0; `asked` counts those. Random numbers
+    are not drawn: tensors stay as they are, and a permutation is in order."""
 
     COPIES = (aten._to_copy.default,)
     FILLS = (aten.uniform_.default, aten.normal_.default, aten.zero_.default)
