@@ -24,7 +24,8 @@ OPTIONS = {
     "VBLORA": {"vector_length": 16}, "PROMPT_TUNING": {"num_virtual_tokens": 4}, "P_TUNING": {"num_virtual_tokens": 4},
     "PREFIX_TUNING": {"num_virtual_tokens": 4}, "CARTRIDGE": {"num_virtual_tokens": 4},
     "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 4}, "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
-    "TRAINABLE_TOKENS": {"token_indices": [0]}, "ROAD": {"group_size": 16}, "FOURIERFT": {"n_frequency": 100}, "ADAMSS": {"r": 20},
+    "TRAINABLE_TOKENS": {"token_indices": [0]}, "ROAD": {"group_size": 16}, "FOURIERFT": {"n_frequency": 100},
+    "ADAMSS": {"r": 20},
 }  # fmt: skip
 # Set-ups that need numbers: each with what its own family does with them.
 REPAIRED = ["SHIRA", "WAVEFT", "FROD", "ADAMSS", "BOFT", "OFT", "CPT", "POLY", "MULTITASK_PROMPT_TUNING"]
