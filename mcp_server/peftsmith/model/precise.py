@@ -52,9 +52,9 @@ def estimate(
     anatomy: Anatomy, request: Request, environment: Environment, *, frozen: tuple[str, ...] = (), loop: str = "trainer"
 ) -> tuple[memory.Estimate, dict[str, Any]]:
     """The analytic estimate with its figures replaced by traced ones, and how they were traced. `frozen` names adapter
-    parameters that an optimiser leaves alone (lora_A with LoRA-FA). `loop` "trainer" moves the whole model to the device, as
-    transformers and TRL do; in a "bare" loop after from_pretrained(device_map=...) buffers that PEFT made on the processor
-    stay there and are copied for every forward pass.
+    parameters that an optimiser leaves alone (lora_A with LoRA-FA). `loop` "trainer" moves the whole model to the
+    device, as transformers and TRL do; in a "bare" loop after from_pretrained(device_map=...) buffers that PEFT made on
+    the processor stay there and are copied for every forward pass.
 
     Raises PeftsmithError for what cannot be traced: a library that fails, a method without a trace, a GRPO task.
     """

@@ -21,9 +21,9 @@ _FEW = 64  # whole numbers in a tensor of at most this many are sizes that code 
 
 
 class SetUp(TorchDispatchMode):
-    """Around a method's set-up: a copy of meta weights to the processor is a blank that takes no memory, a decomposition
-    has its shapes only, a question about a value is answered with 0; `asked` counts those. Random numbers are not
-    drawn: tensors stay as they are, and a permutation is in order."""
+    """Around a method's set-up: a copy of meta weights to the processor is a blank that takes no memory, a
+    decomposition has its shapes only, a question about a value is answered with 0; `asked` counts those. Random numbers
+    are not drawn: tensors stay as they are, and a permutation is in order."""
 
     COPIES = (aten._to_copy.default,)
     FILLS = (aten.uniform_.default, aten.normal_.default, aten.zero_.default)
@@ -50,6 +50,8 @@ class SetUp(TorchDispatchMode):
                 return blank(first.shape, kwargs.get("dtype") or first.dtype)
         elif function in self.FILLS and first is not None and first.is_floating_point():
             return first
+        elif function is aten.copy_.default and _is_blank(args[1]):
+            return first
         elif function in self.PERMUTATIONS and first is not None:
             return torch.arange(first)
         elif function._schema.name.removeprefix("aten::") in self.DECOMPOSITIONS:
@@ -64,6 +66,10 @@ class SetUp(TorchDispatchMode):
 def blank(shape: Any, dtype: torch.dtype) -> torch.Tensor:
     """Zeros of this shape on the processor, one element in memory."""
     return torch.zeros((), dtype=dtype).expand(tuple(shape))
+
+
+def _is_blank(tensor: torch.Tensor) -> bool:
+    return tensor.numel() > 1 and tensor.is_floating_point() and not any(tensor.stride())
 
 
 def _on_meta(value: Any) -> Any:
@@ -234,6 +240,9 @@ def on_meta(*values: Any) -> bool:
 def same_shape(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
     """The result of the commonest operations where it looks like one of the operands, which meta kernels in Python take
     0.4 ms to find; None for any other case."""
+    if function is aten.block_diag.default and on_meta(args) and all(each.dim() == 2 for each in args[0]):
+        rows, columns = (sum(each.shape[side] for each in args[0]) for side in (0, 1))
+        return torch.empty((rows, columns), dtype=args[0][0].dtype, device="meta")
     if function not in ELEMENTWISE or len(args) != 2 or not isinstance(args[0], torch.Tensor):
         return None
     one, other = args
