@@ -141,7 +141,7 @@ def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """First {path, template, variables, memory, seconds}, then {seconds, rows: [[messages, prompt, largest, tools], ...]}."""
+    """First {path, template, variables, memory, seconds}, then {seconds, rows: [[messages, prompt, largest, tools]]}"""
     setup = json.loads(sys.stdin.readline())
     sys.path[:] = setup["path"]
     made = environment()
