@@ -30,8 +30,9 @@ class Settings:
     """What decides about ids and labels; names and defaults are those of TRL 1.16's configs.
 
     `columns` says whether conversations reach SFTTrainer as prompt and completion or as messages. `template` replaces
-    the tokenizer's own (TRL's training template, where assistant_only_loss makes SFTTrainer swap it in). `labels` are
-    the class or tag names in the order of their ids; `max_target_length` is seq2seq's.
+    the tokenizer's own; `training_template` is the one with generation blocks that SFTTrainer swaps in by itself for
+    assistant_only_loss, where TRL knows the model's. `labels` are the class or tag names in the order of their ids;
+    `max_target_length` is seq2seq's.
     """
 
     trainer: TrainerName = "sft"
@@ -47,6 +48,7 @@ class Settings:
     eos_token: str | None = None
     pad_token: str | None = None
     template: str | None = None
+    training_template: str | None = None
     labels: tuple[str, ...] = ()
     max_target_length: int | None = None
 
@@ -90,8 +92,12 @@ class Row:
             labels[first:end] = self.ids[first:end]
         return labels
 
-    def mask(self) -> list[bool]:
-        return [label != IGNORED for label in self.labels()]
+    def mask_bits(self) -> list[int]:
+        """1 where a place carries loss."""
+        bits = [0] * len(self.ids)
+        for first, end in self.spans:
+            bits[first:end] = [1] * (end - first)
+        return bits
 
 
 class NoAssistantTokens(PeftsmithError):
@@ -112,8 +118,11 @@ def renderer_for(renderer: Renderer, settings: Settings) -> Renderer:
                 next_step="Name a token of the vocabulary, or leave eos_token out.",
             )
         files = replace(files, special={**files.special, "eos_token": settings.eos_token}, eos_id=eos_id)
-    if settings.template is not None:
-        files = replace(files, template=settings.template, tool_template=None)
+    template = settings.template if settings.template is not None else files.template
+    if settings.assistant_only_loss and settings.training_template is not None and not has_marks(template):
+        template = settings.training_template
+    if template != files.template:
+        files = replace(files, template=template, tool_template=None)
     return renderer if files is renderer.files else Renderer(files)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from peftsmith.data.examples import AnyExample, Classified, Pair, Tagged
-from peftsmith.data.labels import IGNORED, Labelled, Row, Settings
+from peftsmith.data.labels import IGNORED, Labelled, Row, Settings, spans_of
 from peftsmith.data.rendering import Renderer
 from peftsmith.errors import PeftsmithError
 
@@ -48,19 +48,32 @@ def _classified(tokenizer: Tokenizer, examples: list[Classified], settings: Sett
 
 
 def _tagged(tokenizer: Tokenizer, examples: list[Tagged], settings: Settings) -> list[Row]:
+    """Words are tokenised one by one and joined, as tokenizers does with words; it needs numpy for the latter."""
+    from tokenizers import Encoding
+
+    words = [word for each in examples for word in each.words]
+    pieces = iter(tokenizer.encode_batch(words, add_special_tokens=False) if words else [])
     made = []
-    encoded = tokenizer.encode_batch([each.words for each in examples], is_pretokenized=True)
-    for example, one in zip(examples, encoded, strict=True):
-        values, before = [], None
-        for word in one.word_ids:
-            fresh = word is not None and word != before
-            values.append(_id(example.tags[word], settings) if fresh and word is not None else IGNORED)
-            before = word
-        spans = [(place, place + 1) for place, value in enumerate(values) if value != IGNORED]
-        length = _length(one)
-        row = Row(one.ids, spans, " ".join(example.words), length=length, trained=len(spans), values=values)
-        made.append(row)
+    for example in examples:
+        parts = [next(pieces) for _ in example.words]
+        firsts = [at for part in parts for at in range(len(part.ids))]  # 0 at each word's first token
+        tags = [_id(tag, settings) for part, tag in zip(parts, example.tags, strict=True) for _ in part.ids]
+        whole = tokenizer.post_process(Encoding.merge(parts, True))
+        special = whole.special_tokens_mask
+        kept = len(whole.ids) - sum(special)
+        offset = 0 if settings.max_length is None or kept == len(tags) else _cut_before(tokenizer, len(tags) - kept)
+        places = iter(range(offset, offset + kept))
+        values = [IGNORED if frame or firsts[at := next(places)] else tags[at] for frame in special]
+        spans = spans_of([value != IGNORED for value in values])
+        trained = sum(end - first for first, end in spans)
+        length = len(tags) + sum(special)
+        made.append(Row(whole.ids, spans, " ".join(example.words), length=length, trained=trained, values=values))
     return made
+
+
+def _cut_before(tokenizer: Tokenizer, lost: int) -> int:
+    """How many of the `lost` tokens were cut from the front."""
+    return lost if (tokenizer.truncation or {}).get("direction") == "left" else 0
 
 
 def _pairs(source: Tokenizer, target: Tokenizer, examples: list[Pair]) -> list[Row]:
