@@ -181,23 +181,7 @@ def _set_up(tokenizer: Tokenizer, config: Mapping[str, Any], special: Mapping[st
             known.add(text)
     if added:
         tokenizer.add_tokens(added)
-    if "add_bos_token" in config or "add_eos_token" in config or tokenizer.post_processor is None:
-        _frame(tokenizer, special, bos=bool(config.get("add_bos_token")), eos=bool(config.get("add_eos_token")))
-
-
-def _frame(tokenizer: Tokenizer, special: Mapping[str, str], *, bos: bool, eos: bool) -> None:
-    """Put bos and eos around a text that is tokenised with special tokens (not around what a template rendered)."""
-    from tokenizers import processors
-
-    first = special.get("bos_token") if bos else None
-    last = special.get("eos_token") if eos else None
-    single = [*([f"{first}:0"] if first else []), "$A:0", *([f"{last}:0"] if last else [])]
-    second = [*([f"{first}:1"] if first else []), "$B:1", *([f"{last}:1"] if last else [])]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=single,
-        pair=single + second,
-        special_tokens=[(text, tokenizer.token_to_id(text)) for text in (first, last) if text],
-    )
+    # add_bos_token and add_eos_token count for nothing beside a tokenizer.json (tokenization_utils_base.py drops them)
 
 
 def _template(folder: Path, config: Mapping[str, Any], name: Literal["default", "tool_use"]) -> str | None:
