@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from peftsmith.data import tokenizer_files
 from peftsmith.data.examples import Chat, Message
-from peftsmith.data.templating import Template, TemplateRefused
+from peftsmith.data.templating import Conversation, Rendered, Template, TemplateRefused
 from peftsmith.errors import PeftsmithError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Renderer:
     def __init__(self, files: tokenizer_files.TokenizerFiles) -> None:
         self.files = files
         self._template = Template(files.template, files.special) if files.template is not None else None
+        self._tool_template = Template(files.tool_template, files.special) if files.tool_template else None
         self._last_border = ""
         self._tails: dict[str, list[int]] = {}
 
@@ -70,11 +71,24 @@ class Renderer:
     def texts(self, conversations: Sequence[tuple[list[Message], bool]]) -> list[str | TemplateRefused]:
         """`text` for many (messages, add_generation_prompt) at once; a refusal stands in its place of the list."""
         if self._template is None:
-            raise PeftsmithError(
-                "The tokenizer has no chat template (chat_template is null)",
-                next_step="Take the instruct model, or put a chat_template.jinja beside tokenizer.json.",
-            )
+            raise _no_template()
         return self._template.render([(_as_template_sees(messages), prompt) for messages, prompt in conversations])
+
+    def rendered(self, conversations: Sequence[Conversation]) -> list[Rendered | TemplateRefused]:
+        """`texts` with tools, and with the places of generation blocks.
+
+        Rows that declare tools go to the tokenizer's tool_use template where it has one, as in transformers.
+        """
+        seen = [each._replace(messages=_as_template_sees(each.messages)) for each in conversations]
+        answers: dict[int, Rendered | TemplateRefused] = {}
+        for with_tools in (False, True):
+            places = [at for at, each in enumerate(seen) if (each.tools is not None) == with_tools]
+            template = (self._tool_template if with_tools else None) or self._template
+            if places and template is None:
+                raise _no_template()
+            if places and template is not None:
+                answers |= zip(places, template.render_marked([seen[at] for at in places]), strict=True)
+        return [answers[at] for at in range(len(seen))]
 
     def ids(self, text: str) -> list[int]:
         """Token ids of rendered text; no special tokens are added, since the template has written them."""
@@ -109,10 +123,11 @@ class Renderer:
             elif isinstance(whole, TemplateRefused):
                 result.append(whole)
             elif encoding is not None:
-                result.append(self._labelled(prompt, whole, encoding))
+                result.append(self.labelled(prompt, whole, encoding))
         return result
 
-    def _labelled(self, prompt: str, whole: str, encoding: Encoding) -> Labelled:
+    def labelled(self, prompt: str, whole: str, encoding: Encoding) -> Labelled:
+        """Where the ids of the two texts part; `encoding` is that of `whole`, without added special tokens."""
         ids = encoding.ids
         border = self._border(prompt) if whole.startswith(prompt) else None
         place = encoding.char_to_token(border) if border is not None else None
@@ -142,6 +157,13 @@ class Renderer:
                 self._tails.clear()
             ids = self._tails[text] = self.ids(text)
         return ids
+
+
+def _no_template() -> PeftsmithError:
+    return PeftsmithError(
+        "The tokenizer has no chat template (chat_template is null)",
+        next_step="Take the instruct model, or put a chat_template.jinja beside tokenizer.json.",
+    )
 
 
 def common_prefix_length(ids: list[int], other: list[int]) -> int:

@@ -29,9 +29,18 @@ def environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
-        """{% generation %} marks what the assistant said; for the text it changes nothing."""
+        """{% generation %} marks what the assistant said; for the text it changes nothing.
+
+        Where a block lies is counted as transformers' AssistantTracker counts it: behind the parts that the template
+        has given out so far, which inside a macro or a {% set %} block is not where its text ends up.
+        """
 
         tags = {"generation"}  # noqa: RUF012 (jinja2 reads a plain class attribute)
+
+        def __init__(self, environment: Any) -> None:
+            super().__init__(environment)
+            environment.extend(tracker=self)
+            self.size, self.spans = 0, []  # type: tuple[int, list[list[int]]]
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
@@ -39,7 +48,9 @@ def environment() -> Any:
             return jinja2.nodes.CallBlock(self.call_method("_through"), [], [], body).set_lineno(line)
 
         def _through(self, caller: Callable[[], str]) -> str:
-            return caller()
+            text = caller()
+            self.spans.append([self.size, self.size + len(text)])
+            return text
 
     class Dict:
         def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
@@ -82,17 +93,24 @@ def environment() -> Any:
     return made
 
 
-def render(template: Any, variables: dict[str, Any], messages: list[Any], prompt: bool, largest: int) -> str:
-    """The template's text for one conversation; OverflowError above `largest` characters."""
-    parts, size = [], 0
+def render(
+    template: Any, variables: dict[str, Any], messages: list[Any], prompt: bool, largest: int, tools: Any = None
+) -> dict[str, Any]:
+    """The template's text for one conversation, and the character spans of its {% generation %} blocks.
+
+    OverflowError above `largest` characters.
+    """
+    tracker = template.environment.tracker
+    tracker.size, tracker.spans = 0, []
+    parts = []
     for part in template.generate(
-        **{**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt}
+        **{**variables, "messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
     ):
-        size += len(part)
-        if size > largest:
+        tracker.size += len(part)
+        if tracker.size > largest:
             raise OverflowError(f"more than {largest} characters from one row")
         parts.append(part)
-    return "".join(parts)
+    return {"text": "".join(parts), "spans": tracker.spans}
 
 
 def limit_memory(size: int) -> None:
@@ -112,10 +130,10 @@ def alarm(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def attempt(work: Callable[[], str]) -> dict[str, str]:
-    """{"text"}, or {"refused"} (the template's own error) or {"stopped"} (a limit): never an exception."""
+def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` gives, or {"refused"} (the template's own error) or {"stopped"} (a limit): never an exception."""
     try:
-        return {"text": work()}
+        return work()
     except (MemoryError, RecursionError, OverflowError) as error:
         return {"stopped": f"{type(error).__name__}: {error}"[:500]}
     except Exception as error:
@@ -123,7 +141,7 @@ def attempt(work: Callable[[], str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """First {path, template, variables, memory, seconds}, then {seconds, rows: [[messages, prompt, largest], ...]}."""
+    """First {path, template, variables, memory, seconds}, then {seconds, rows: [[messages, prompt, largest, tools]]}"""
     setup = json.loads(sys.stdin.readline())
     sys.path[:] = setup["path"]
     made = environment()
@@ -131,9 +149,9 @@ def main() -> None:
     alarm(setup["seconds"])
     compiled: list[Any] = []
 
-    def compile_template() -> str:
+    def compile_template() -> dict[str, Any]:
         compiled.append(made.from_string(setup["template"]))
-        return ""
+        return {"text": "", "spans": []}
 
     answers = [attempt(compile_template)]
     while True:
@@ -145,9 +163,7 @@ def main() -> None:
             return
         request = json.loads(line)
         alarm(request["seconds"])
-        answers = [
-            attempt(partial(render, compiled[0], setup["variables"], row[0], row[1], row[2])) for row in request["rows"]
-        ]
+        answers = [attempt(partial(render, compiled[0], setup["variables"], *row)) for row in request["rows"]]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
@@ -39,6 +39,21 @@ class TemplateStopped(PeftsmithError):
     """The template broke a limit (time, memory, output, recursion) or took its process down."""
 
 
+class Conversation(NamedTuple):
+    """What a template is asked to render; `tools` are JSON schemas."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool = False
+    tools: list[dict[str, Any]] | None = None
+
+
+class Rendered(NamedTuple):
+    """A conversation's text, and where in it `{% generation %}` blocks lie: (first, behind the last) character."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
 class Template:
     """A compiled chat template in a process of its own, started at the first rendering and gone with this object."""
 
@@ -55,18 +70,24 @@ class Template:
 
         Raises TemplateStopped when the template breaks a limit; the process is gone then, and the next call starts one.
         """
+        answers = self.render_marked([Conversation(*conversation) for conversation in conversations])
+        return [answer if isinstance(answer, TemplateRefused) else answer.text for answer in answers]
+
+    def render_marked(self, conversations: Sequence[Conversation]) -> list[Rendered | TemplateRefused]:
+        """`render` with tools, and with the places of the template's generation blocks."""
         with self._lock:
-            rendered: list[str | TemplateRefused] = []
+            rendered: list[Rendered | TemplateRefused] = []
             for start in range(0, len(conversations), _BATCH):
                 rendered += self._batch(conversations[start : start + _BATCH])
             return rendered
 
-    def _batch(self, conversations: Sequence[tuple[list[dict[str, Any]], bool]]) -> list[str | TemplateRefused]:
+    def _batch(self, conversations: Sequence[Conversation]) -> list[Rendered | TemplateRefused]:
         self._start()
         rows, room = [], 1 << 16
-        for messages, prompt in conversations:
-            largest = _ROOM + _GROWTH * sum(len(item) for m in messages for item in m.values() if isinstance(item, str))
-            rows.append([messages, prompt, largest])
+        for messages, prompt, tools in conversations:
+            size = sum(_size(item) for message in messages for item in message.values()) + _size(tools)
+            largest = _ROOM + _GROWTH * size
+            rows.append([messages, prompt, largest, tools])
             room += 12 * largest  # a character is at most 12 bytes of escaped JSON
         began = time.monotonic()
         answers = self._ask({"seconds": BATCH_SECONDS, "rows": rows}, BATCH_SECONDS, room)
@@ -76,7 +97,7 @@ class Template:
         if self._spent > allowed:
             self._stop()
             raise _stopped(f"it took {self._spent:.0f} s for {self._rendered} renderings")
-        return [_text(answer, self._stop) for answer in answers]
+        return [_rendered(answer, self._stop) for answer in answers]
 
     def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -105,9 +126,9 @@ class Template:
                 f"The chat template is not valid Jinja: {files.clean(answer['refused'], 300)}",
                 next_step="Repair chat_template.jinja, or take the template of the model's original repository.",
             )
-        _text(answer, self._stop)
+        _rendered(answer, self._stop)
 
-    def _ask(self, request: Mapping[str, Any], seconds: float, room: int) -> list[dict[str, str]]:
+    def _ask(self, request: Mapping[str, Any], seconds: float, room: int) -> list[dict[str, Any]]:
         """Send one line and read one, at most `room` bytes and `seconds` long; the process is killed beyond that."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
@@ -137,7 +158,7 @@ class Template:
                 else "it used up its process (time, memory or stack)"
             )
             raise _stopped(why)
-        answers: list[dict[str, str]] = json.loads(line)
+        answers: list[dict[str, Any]] = json.loads(line)
         return answers
 
     def _stop(self) -> None:
@@ -146,9 +167,15 @@ class Template:
             self._process = None
 
 
-def _text(answer: Mapping[str, str], stop: Any) -> str | TemplateRefused:
+def _size(item: Any) -> int:
+    if isinstance(item, str):
+        return len(item)
+    return 0 if item is None else len(json.dumps(item))
+
+
+def _rendered(answer: Mapping[str, Any], stop: Any) -> Rendered | TemplateRefused:
     if "text" in answer:
-        return answer["text"]
+        return Rendered(answer["text"], [(start, end) for start, end in answer["spans"]])
     if "stopped" in answer:
         stop()
         raise _stopped(files.clean(answer["stopped"], 200))

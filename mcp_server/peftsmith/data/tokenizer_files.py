@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
@@ -44,6 +44,8 @@ class TokenizerFiles:
     max_positions: int | None
     embedding_rows: int | None
     rebuilt_as: str | None
+    tool_template: str | None = None  # what transformers takes instead of `template` for rows that declare tools
+    truncation_side: Literal["left", "right"] = "right"
 
 
 def load(folder: Path) -> TokenizerFiles:
@@ -62,7 +64,9 @@ def load(folder: Path) -> TokenizerFiles:
     named_class = config.get("tokenizer_class")
     return TokenizerFiles(
         tokenizer=tokenizer,
-        template=_template(folder, config),
+        template=_template(folder, config, "default"),
+        tool_template=_template(folder, config, "tool_use"),
+        truncation_side="left" if config.get("truncation_side") == "left" else "right",
         special=special,
         special_texts=frozenset(token.content for token in added if token.special),
         borders=frozenset(
@@ -157,19 +161,22 @@ def _tokenizer(path: Path, config: Mapping[str, Any], special: Mapping[str, str]
     return tokenizer
 
 
-def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Files come before tokenizer_config.json; of several named templates the one called default counts."""
+def _template(folder: Path, config: Mapping[str, Any], name: Literal["default", "tool_use"]) -> str | None:
+    """Files come before tokenizer_config.json. Of several named templates the one called default must be there."""
+    named: Any = config.get("chat_template")
     if (folder / "chat_template.jinja").is_file():
-        return files.read_text(folder / "chat_template.jinja", largest=1 << 20)
-    named = config.get("chat_template")
+        named = files.read_text(folder / "chat_template.jinja", largest=1 << 20)
+        extra = folder / "additional_chat_templates" / "tool_use.jinja"
+        if name == "tool_use":
+            return files.read_text(extra, largest=1 << 20) if extra.is_file() else None
     if isinstance(named, str):
-        return named
+        return named if name == "default" else None
     if isinstance(named, list):
         named = {str(item.get("name")): item.get("template") for item in named if isinstance(item, dict)}
     if isinstance(named, dict) and named:
-        default = named.get("default")
-        if isinstance(default, str):
-            return default
+        found = named.get(name)
+        if isinstance(found, str) or name == "tool_use":
+            return found if isinstance(found, str) else None
         raise PeftsmithError(
             "The model has several chat templates and none is called default",
             value=sorted(named),
