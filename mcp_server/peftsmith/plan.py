@@ -26,7 +26,10 @@ _PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\u
 Text = Annotated[str, Field(max_length=20_000)]
 ShortText = Annotated[str, Field(min_length=1, max_length=500)]
 Task = Literal["chat", "classification"]
-DataFormat = Literal["messages", "prompt_completion", "classification"]
+DataFormat = Literal[
+    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "classification",
+    "token_classification", "seq2seq",
+]  # fmt: skip
 ServingTarget = Literal["transformers", "vllm", "sglang", "llama.cpp", "ollama"]
 
 
@@ -64,6 +67,9 @@ class Data(_Part):
     format: DataFormat
     text_column: ShortText = "text"
     label_column: ShortText = "label"
+    columns: dict[ShortText, ShortText] = {}
+    roles: dict[ShortText, ShortText] = {}
+    label_names: Annotated[list[ShortText], Field(max_length=1000)] = []
     labels: Annotated[list[ShortText], Field(max_length=1000)] = []
     system_prompt: Text | None = None
 
