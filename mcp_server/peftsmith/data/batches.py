@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from peftsmith.data.labels import IGNORED, Row, Settings
+from peftsmith.data.labels import IGNORED, Row, Settings, SettingsRefused
 from peftsmith.data.tokenizer_files import TokenizerFiles
-from peftsmith.errors import PeftsmithError
 
 Item = TypeVar("Item")
 _PACKED_TOGETHER = 1000  # rows that datasets.Dataset.map hands to the packing function at once
@@ -125,7 +124,7 @@ def pad_id(settings: Settings, files: TokenizerFiles) -> int:
     else:
         found = files.pad_id if files.pad_id is not None else files.eos_id
     if found is None:
-        raise PeftsmithError(
+        raise SettingsRefused(
             "There is no token to pad with: no pad_token, no eos_token",
             value=settings.pad_token,
             next_step="Set pad_token to a token of the vocabulary.",

@@ -104,6 +104,10 @@ class NoAssistantTokens(PeftsmithError):
     """SFTTrainer refuses a set with a row like this one when assistant_only_loss is on."""
 
 
+class SettingsRefused(PeftsmithError):
+    """The trainer does not start with these settings, or on rows of this kind."""
+
+
 Labelled = Row | PeftsmithError
 
 
@@ -113,7 +117,7 @@ def renderer_for(renderer: Renderer, settings: Settings) -> Renderer:
     if settings.eos_token is not None:
         eos_id = files.tokenizer.token_to_id(settings.eos_token)
         if eos_id is None:
-            raise PeftsmithError(
+            raise SettingsRefused(
                 f"The eos_token {settings.eos_token!r} is not in the tokenizer's vocabulary, so that the trainer stops",
                 next_step="Name a token of the vocabulary, or leave eos_token out.",
             )
@@ -145,12 +149,12 @@ def rows_of(renderer: Renderer, examples: Sequence[AnyExample], settings: Settin
         return labels_encoder.rows_of(renderer, examples, settings)
     refused = refusal(settings)
     if refused:
-        raise PeftsmithError(f"SFTTrainer refuses these settings: {refused}", next_step="Change them in the plan.")
+        raise SettingsRefused(f"SFTTrainer refuses these settings: {refused}", next_step="Change them in the plan.")
     chats = [each for each in examples if isinstance(each, Chat)]
     texts = [each for each in examples if isinstance(each, Plain)]
     if len(chats) + len(texts) != len(examples):
         other = next(each for each in examples if not isinstance(each, (Chat, Plain)))
-        raise PeftsmithError(
+        raise SettingsRefused(
             f"SFTTrainer takes conversations and text, not {type(other).__name__} rows",
             next_step="Choose the trainer that fits the rows, or prepare the rows for this one.",
         )
@@ -226,7 +230,7 @@ def _texts(renderer: Renderer, examples: Sequence[Plain], settings: Settings) ->
     if not examples:
         return []
     if settings.assistant_only_loss:
-        raise PeftsmithError(
+        raise SettingsRefused(
             "SFTTrainer refuses these settings: assistant_only_loss needs conversations",
             next_step="Set assistant_only_loss to false for text rows.",
         )
@@ -250,7 +254,7 @@ def _texts(renderer: Renderer, examples: Sequence[Plain], settings: Settings) ->
 def end_token(renderer: Renderer) -> str:
     eos = renderer.files.special.get("eos_token")
     if eos is None:
-        raise PeftsmithError(
+        raise SettingsRefused(
             "The tokenizer has no eos token, so that the trainer cannot end a text",
             next_step="Set eos_token in tokenizer_config.json, or in the plan.",
         )

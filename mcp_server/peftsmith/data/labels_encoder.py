@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from peftsmith.data.examples import AnyExample, Classified, Pair, Tagged
-from peftsmith.data.labels import IGNORED, Labelled, Row, Settings, spans_of
+from peftsmith.data.labels import IGNORED, Labelled, Row, Settings, SettingsRefused, spans_of
 from peftsmith.data.rendering import Renderer
-from peftsmith.errors import PeftsmithError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def rows_of(renderer: Renderer, examples: Sequence[AnyExample], settings: Settings) -> list[list[Labelled]]:
     """One row for each example. Source: transformers 5.23 examples/pytorch run_glue, run_ner, run_summarization.
 
-    Raises PeftsmithError for rows of another kind and for a label that settings.labels does not hold.
+    Raises SettingsRefused for rows of another kind and for a label that settings.labels does not hold.
     """
     tokenizer = _truncating(renderer, settings.max_length)
     if settings.trainer == "classification" and all(isinstance(each, Classified) for each in examples):
@@ -32,7 +31,7 @@ def rows_of(renderer: Renderer, examples: Sequence[AnyExample], settings: Settin
     if settings.trainer == "seq2seq" and all(isinstance(each, Pair) for each in examples):
         target = _truncating(renderer, settings.max_target_length)
         return [[row] for row in _pairs(tokenizer, target, [e for e in examples if isinstance(e, Pair)])]
-    raise PeftsmithError(
+    raise SettingsRefused(
         f"These rows are not of the kind that {settings.trainer} trains on",
         next_step="Choose the task that fits the rows, or prepare the rows for this one.",
     )
@@ -98,7 +97,7 @@ def _id(label: str, settings: Settings) -> int:
     try:
         return settings.labels.index(label)
     except ValueError:
-        raise PeftsmithError(
+        raise SettingsRefused(
             f"The label {label!r} is not one of the plan's labels",
             next_step="Add it to data.labels, or correct the row.",
         ) from None

@@ -159,8 +159,12 @@ class Renderer:
         return ids
 
 
-def _no_template() -> PeftsmithError:
-    return PeftsmithError(
+class NoTemplate(PeftsmithError):
+    """Text was asked of a tokenizer without a chat template."""
+
+
+def _no_template() -> NoTemplate:
+    return NoTemplate(
         "The tokenizer has no chat template (chat_template is null)",
         next_step="Take the instruct model, or put a chat_template.jinja beside tokenizer.json.",
     )

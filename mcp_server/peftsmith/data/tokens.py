@@ -79,9 +79,9 @@ class TokenAudit:
         special = self._special_token(example)
         if special:
             add("data.rows.special_token", number, special)
-        lost = _lost(example.prompt + example.completion, row.text)
-        if lost:
-            add(lost[0], number, lost[1])
+        gone = lost(example.prompt + example.completion, row.text)
+        if gone:
+            add(gone[0], number, gone[1])
 
     def _end(self, row: Labelled) -> tuple[str, str | None]:
         """(finding id, last token) for how the row ends; no id when its end is trained and stops generation.
@@ -157,7 +157,7 @@ class TokenAudit:
         return self._renderer.files.tokenizer.encode(text).ids[:2] == [bos, bos] != self._renderer.ids(text)[:2]
 
 
-def _lost(conversation: list[Message], text: str) -> tuple[str, str] | None:
+def lost(conversation: list[Message], text: str) -> tuple[str, str] | None:
     """(finding id, detail) when a message's content or reasoning does not survive the template."""
     for message in conversation:
         content = message["content"].strip()
