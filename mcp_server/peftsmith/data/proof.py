@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peftsmith import files
 from peftsmith.data import batches, handover, labels
+from peftsmith.data.audit import FAULT_FINDING
 from peftsmith.data.examples import AnyExample
 from peftsmith.data.faults import RowFault
 from peftsmith.data.labels import Labelled, Row, Settings, SettingsRefused
@@ -39,7 +40,7 @@ TOKENIZER_FILES = (
     "additional_chat_templates/tool_use.jinja", "generation_config.json", "config.json",
 )  # fmt: skip
 _CHUNK = 256
-_FIRST, _LONGEST, _DRAWN, _ODD = 4, 4, 8, 8
+_FIRST, _LONGEST, _DRAWN, _ODD = 4, 4, 8, 2  # rows; the last for each kind of finding
 _SHOWN_ROWS, _SHOWN_TEXT = 3, 400
 _LARGEST_SAMPLE = 4 << 20  # characters of text that go to the worker
 
@@ -84,8 +85,19 @@ class Proof:
 
 def inputs(path: Path, folder: Path, settings: Settings) -> dict[str, Any]:
     """What a proof depends on, as hashes: the data file, the settings, the tokenizer's and template's files."""
-    present = {name: files.sha256_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
-    return {"data": files.sha256_file(path), "settings": files.sha256_json(asdict(settings)), "tokenizer": present}
+    return {
+        "data": files.sha256_file(path),
+        "settings": settings_hash(settings),
+        "tokenizer": tokenizer_hashes(folder),
+    }
+
+
+def settings_hash(settings: Settings) -> str:
+    return files.sha256_json(asdict(settings))
+
+
+def tokenizer_hashes(folder: Path) -> dict[str, str]:
+    return {name: files.sha256_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
 def prove(
@@ -143,16 +155,17 @@ def prove(
 def _pass(source: Source, renderer: Renderer, settings: Settings, seen: Supervision, seed: int) -> set[int]:
     """Count over all rows; returns the numbers of the rows to sample."""
     first: list[int] = []
-    odd: list[int] = []
+    odd: dict[str, list[int]] = {}
     longest: list[tuple[int, int]] = []
     drawn: list[int] = []
     draw, count = random.Random(seed), 0
-    for chunk in _chunks(source):
+    for chunk in _chunks(source, seen):
         made = labels.rows_of(renderer, [example for _, example in chunk], settings)
         for (number, example), rows in zip(chunk, made, strict=True):
             count += 1
-            if seen.add(number, example, rows) and len(odd) < _ODD:
-                odd.append(number)
+            for id_ in seen.add(number, example, rows):
+                if len(odd.setdefault(id_, [])) < _ODD:
+                    odd[id_].append(number)
             if len(first) < _FIRST:
                 first.append(number)
             length = max((row.length for row in rows if isinstance(row, Row)), default=0)
@@ -163,12 +176,12 @@ def _pass(source: Source, renderer: Renderer, settings: Settings, seen: Supervis
                 drawn.append(number)
             elif (place := draw.randrange(count)) < _DRAWN:
                 drawn[place] = number
-    return {*first, *odd, *drawn, *(number for _, number in longest)}
+    return {*first, *drawn, *(number for _, number in longest), *(number for rows in odd.values() for number in rows)}
 
 
-def _chunks(source: Source) -> Iterator[list[tuple[int, AnyExample]]]:
+def _chunks(source: Source, seen: Supervision) -> Iterator[list[tuple[int, AnyExample]]]:
     chunk: list[tuple[int, AnyExample]] = []
-    for number, example in examples_of(source):
+    for number, example in examples_of(source, seen.unusable):
         chunk.append((number, example))
         if len(chunk) == _CHUNK:
             yield chunk
@@ -177,15 +190,19 @@ def _chunks(source: Source) -> Iterator[list[tuple[int, AnyExample]]]:
         yield chunk
 
 
-def examples_of(source: Source) -> Iterator[tuple[int, AnyExample]]:
-    """(row number, example) of every row that becomes one; the audit names the others."""
+def examples_of(
+    source: Source, unusable: Callable[[int, str, str], None] | None = None
+) -> Iterator[tuple[int, AnyExample]]:
+    """(row number, example) of every row that becomes one; the others go to `unusable` (number, finding id, why)."""
     for row in read_rows(source.path):
-        if row.value is None:
-            continue
         try:
-            yield row.number, source.example(row.value)
-        except RowFault:
-            continue
+            if row.value is not None:
+                yield row.number, source.example(row.value)
+            elif unusable is not None:
+                unusable(row.number, "data.rows.malformed", row.fault or "")
+        except RowFault as fault:
+            if unusable is not None:
+                unusable(row.number, FAULT_FINDING[fault.kind], str(fault))
 
 
 def _fetch(source: Source, numbers: set[int]) -> dict[int, AnyExample]:
@@ -268,6 +285,7 @@ def training_template(folder: Path, settings: Settings, environment: Environment
 def _counts(seen: Supervision) -> dict[str, Any]:
     return {
         "rows": seen.rows,
+        "unusable": seen.rows - seen.usable,
         "kept": seen.kept,
         "tokens": seen.tokens,
         "trained_tokens": seen.trained,

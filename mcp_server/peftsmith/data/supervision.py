@@ -29,6 +29,7 @@ class Supervision:
     def __init__(self, renderer: Renderer, settings: Settings) -> None:
         self.lengths = Lengths()
         self.rows = 0
+        self.usable = 0
         self.kept = 0
         self.trained = 0
         self.tokens = 0
@@ -38,28 +39,39 @@ class Supervision:
         self._settings = settings
         self._tallies = Tallies()
         self._blank: dict[int, bool] = {}
+        self._said: list[str] = []
 
-    def add(self, number: int, example: AnyExample, rows: Sequence[Labelled]) -> bool:
-        """Look at one example's rows; true when there was something to say about them."""
-        before = self._tallies.total()
+    def add(self, number: int, example: AnyExample, rows: Sequence[Labelled]) -> list[str]:
+        """Look at one example's rows; the ids of what there was to say about them."""
+        self._said = []
         self.rows += 1
+        self.usable += 1
         for row in rows:
             if isinstance(row, Row):
                 self._row(number, row)
             else:
                 self.stopped_at = self.stopped_at or number
                 id_ = "data.mask.assistant_empty" if isinstance(row, NoAssistantTokens) else "data.template.refuses"
-                self._tallies.add(id_, number, row.cause)
+                self._say(id_, number, row.cause)
         usable = [row for row in rows if isinstance(row, Row)]
         self.kept += bool(usable) and not any(row.dropped for row in usable)
         if isinstance(example, Chat) and usable:
             gone = lost(example.prompt + example.completion, usable[0].text)
             if gone:
-                self._tallies.add(gone[0], number, gone[1])
-        return self._tallies.total() > before
+                self._say(gone[0], number, gone[1])
+        return self._said
+
+    def _say(self, id_: str, number: int, detail: str = "") -> None:
+        self._said.append(id_)
+        self._tallies.add(id_, number, detail)
+
+    def unusable(self, number: int, id_: str, why: str) -> None:
+        """A row that becomes no example: the training script stops at it."""
+        self.rows += 1
+        self._tallies.add(id_, number, why)
 
     def _row(self, number: int, row: Row) -> None:
-        add, files, settings = self._tallies.add, self._renderer.files, self._settings
+        add, files, settings = self._say, self._renderer.files, self._settings
         trained = sum(end - first for first, end in row.spans) if row.values is None else row.trained
         self.lengths.add(row.length)
         if not row.dropped:

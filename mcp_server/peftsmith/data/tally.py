@@ -37,9 +37,6 @@ class Tallies:
             tally.rows.append(row)
         tally.detail = tally.detail or detail
 
-    def total(self) -> int:
-        return sum(tally.count for tally in self._by_id.values())
-
     def count(self, id_: str) -> int:
         return self._by_id[id_].count if id_ in self._by_id else 0
 
