@@ -31,16 +31,22 @@ SHORT_NAMES = {
     "check_project": "check",
     "diagnose_failure": "diagnose",
 }
+# Words that people type -> the command: `peftsmith data show PATH`
+GROUPS = {("data", name): f"{name}-dataset" for name in ("audit", "prepare", "show")}
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan", "unknown": "magenta"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. 0 clean, 1 findings, 2 wrong use or refused, 3 something could not be checked."""
     files.set_roots(["/"])  # whoever types a path in a shell may read it anyway
-    options = vars(_parser().parse_args(arguments))
-    operation = OPERATIONS[options.pop("operation")]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if tuple(words[:2]) in GROUPS:
+        words[:2] = [GROUPS[words[0], words[1]]]
+    options = vars(_parser().parse_args(words))
+    name = options.pop("operation")
+    operation = OPERATIONS[name]
     del options["command"]
-    as_json = options.pop("json")
+    as_json, colour = options.pop("json"), not options.pop("no_colour")
     try:
         result = validate_call(operation.run)(**options)
     except PeftsmithError as error:
@@ -53,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        _show(result)
+        if name == "show_dataset":
+            from peftsmith.data import show_terminal
+
+            show_terminal.print_rows(result.pop("rows"), colour=colour)
+        _show(result, colour=colour)
     return exit_code(result["findings"])
 
 
@@ -71,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name.replace("_", "-"), aliases=aliases, help=operation.title, description=text)
         command.set_defaults(operation=name)
         command.add_argument("--json", action="store_true", help="print the result as JSON")
+        command.add_argument("--no-colour", action="store_true", help="print without colour, as NO_COLOR does")
         _add_parameters(command, operation)
     return parser
 
@@ -125,12 +136,12 @@ def _refused(message: str, as_json: bool) -> int:
     return EXIT_USAGE
 
 
-def _show(result: Result) -> None:
+def _show(result: Result, *, colour: bool = True) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.tree import Tree
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, no_color=None if colour else True)
     tree = Tree("", hide_root=True)
     _grow(tree, {key: value for key, value in result.items() if key != "findings"})
     console.print(tree)

@@ -133,6 +133,46 @@ def audit_dataset(
     return _result(report.findings, audit=report.to_json())
 
 
+def show_dataset(
+    data: Annotated[str, Field(description="The training rows.")],
+    model: Annotated[str | None, Field(description="Base model whose tokenizer and chat template are used.")] = None,
+    rows: Annotated[int, Field(ge=1, le=200, description="How many rows to look at closely.")] = 3,
+    loss: Annotated[
+        Literal["answer", "assistant", "all"],
+        Field(description="Where the loss shall lie: the last answer, all that the assistant says, everything."),
+    ] = "answer",
+    max_length: Annotated[int, Field(ge=8, description="Longest row in tokens that training would keep.")] = 1024,
+    html: Annotated[str | None, Field(description="Also write a page with rows, lengths and duplicates here.")] = None,
+    system_prompt: str | None = None,
+    text_column: str = "text",
+    label_column: str = "label",
+    revision: Revision = None,
+) -> Result:
+    """Rows as the trainer will see them, with the text that carries loss set apart; lengths and duplicates."""
+    from peftsmith.data import show, show_html
+    from peftsmith.data.mapping import Mapping
+
+    seen = show.show(
+        files.resolve(data),
+        show.tokenizer_of(model, revision),
+        rows=rows,
+        loss=loss,
+        max_length=max_length,
+        mapping=Mapping.of(text_column=text_column, label_column=label_column),
+        system_prompt=system_prompt,
+    )
+    place = files.resolve(html, must_exist=False) if html else None
+    if place is not None:
+        files.write_text(place, show_html.page(seen))
+    return _result(
+        seen.findings,
+        counts=seen.counts,
+        duplicates=seen.duplicates,
+        html=str(place) if place else None,
+        rows=[row.to_json() for row in seen.rows],
+    )
+
+
 def prepare_dataset(
     data: Annotated[str, Field(description="The source rows: a .jsonl, .json or .csv file.")],
     output: Annotated[str, Field(description="New folder for train.jsonl, eval.jsonl, test.jsonl and rejects.jsonl.")],
@@ -417,6 +457,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(inspect_model, "Inspect a base model"),
         Operation(find_target_modules, "Find target modules"),
         Operation(audit_dataset, "Audit a data set"),
+        Operation(show_dataset, "Show what carries loss", reads_only=False),
         Operation(prepare_dataset, "Prepare a data set", reads_only=False),
         Operation(estimate_memory, "Estimate memory"),
         Operation(estimate_time, "Estimate time and cost"),

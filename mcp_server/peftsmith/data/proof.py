@@ -126,11 +126,11 @@ def prove(
     except (TemplateStopped, TemplateRefused) as error:
         # Such a template never reaches the training environment
         findings += [finding("data.template.unsafe", error.cause), finding("data.mask.unproven", reason=error.cause)]
-        return Proof("unknown", _counts(seen), [], [], held, findings)
+        return Proof("unknown", counts_of(seen), [], [], held, findings)
     except NoTemplate:
-        return Proof("refused", _counts(seen), [], [], held, [finding("data.template.missing")])
+        return Proof("refused", counts_of(seen), [], [], held, [finding("data.template.missing")])
     except SettingsRefused as error:
-        return Proof("refused", _counts(seen), [], [], held, [finding("data.mask.refused", error.cause)])
+        return Proof("refused", counts_of(seen), [], [], held, [finding("data.mask.refused", error.cause)])
     findings += seen.findings()
     sample = _fetch(source, picked)
     chosen = [(number, example) for number, example in sample.items()]
@@ -149,7 +149,7 @@ def prove(
     else:
         state, more = _compare(usable, folder, renderer, settings, environment, batch_size, config)
         findings += more
-    return Proof(state, _counts(seen), [number for number, _, _ in usable], shown, held, findings)
+    return Proof(state, counts_of(seen), [number for number, _, _ in usable], shown, held, findings)
 
 
 def _pass(source: Source, renderer: Renderer, settings: Settings, seen: Supervision, seed: int) -> set[int]:
@@ -282,7 +282,7 @@ def training_template(folder: Path, settings: Settings, environment: Environment
     return found if isinstance(found, str) else None
 
 
-def _counts(seen: Supervision) -> dict[str, Any]:
+def counts_of(seen: Supervision) -> dict[str, Any]:
     return {
         "rows": seen.rows,
         "unusable": seen.rows - seen.usable,
