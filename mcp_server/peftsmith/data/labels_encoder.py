@@ -55,23 +55,27 @@ def _tagged(tokenizer: Tokenizer, examples: list[Tagged], settings: Settings) ->
     made = []
     for example in examples:
         parts = [next(pieces) for _ in example.words]
-        firsts = [at for part in parts for at in range(len(part.ids))]  # 0 at each word's first token
-        tags = [_id(tag, settings) for part, tag in zip(parts, example.tags, strict=True) for _ in part.ids]
+        owners = [word for word, part in enumerate(parts) for _ in part.ids]  # of each token
         whole = tokenizer.post_process(Encoding.merge(parts, True))
         special = whole.special_tokens_mask
         kept = len(whole.ids) - sum(special)
-        offset = 0 if settings.max_length is None or kept == len(tags) else _cut_before(tokenizer, len(tags) - kept)
-        places = iter(range(offset, offset + kept))
-        values = [IGNORED if frame or firsts[at := next(places)] else tags[at] for frame in special]
+        offset = _cut_before(tokenizer, len(owners) - kept)
+        places = iter(owners[offset : offset + kept])
+        values, before = [], -1
+        for frame in special:
+            word = before if frame else next(places)
+            # The first kept token of a word, which need not be the word's first
+            values.append(IGNORED if word == before else _id(example.tags[word], settings))
+            before = word
         spans = spans_of([value != IGNORED for value in values])
         trained = sum(end - first for first, end in spans)
-        length = len(tags) + sum(special)
+        length = len(owners) + sum(special)
         made.append(Row(whole.ids, spans, " ".join(example.words), length=length, trained=trained, values=values))
     return made
 
 
 def _cut_before(tokenizer: Tokenizer, lost: int) -> int:
-    """How many of the `lost` tokens were cut from the front."""
+    """How many of the `lost` tokens truncation took from the front."""
     return lost if (tokenizer.truncation or {}).get("direction") == "left" else 0
 
 
