@@ -9,7 +9,7 @@ named
 after the model id, `/` written `__`. Only what a row says of the run is read: never its id, its source or its published
 figure. What a row omits has one default for all rows: DEFAULTS. Prints a line per source and kind, then the figure.
 
---rows prints every row.
+--rows prints every row; --no-others leaves the other estimators out (benchmarks/estimators).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 
+from benchmarks.estimators import compare  # noqa: E402
 from peftsmith import files  # noqa: E402
 from peftsmith.errors import PeftsmithError  # noqa: E402
 from peftsmith.model import anatomy, memory  # noqa: E402
@@ -71,6 +72,7 @@ def main() -> int:
     parser.add_argument("table", type=Path)
     parser.add_argument("--configs", type=Path, required=True)
     parser.add_argument("--rows", action="store_true", help="print every scored row")
+    parser.add_argument("--no-others", action="store_true", help="do not run the other estimators")
     arguments = parser.parse_args()
     files.set_roots(["/"])
     with arguments.table.open(encoding="utf-8", newline="") as stream:
@@ -84,6 +86,8 @@ def main() -> int:
             print(line_of(each))
     report("scored", scored)
     report("other rows (not scored)", rest)
+    if not arguments.no_others:
+        compare.report([case_of(each, models.get(each.row["model_id"])) for each in scored])
     return figure(scored, sum(row["scored"] == "yes" for row in rows))
 
 
@@ -122,6 +126,10 @@ def score(rows: Iterable[Mapping[str, str]], models: Models, *, quiet: bool = Fa
         size = getattr(estimate, kind)
         found.append(Scored(row, kind, truth, size.likely / GIB, size.high / GIB))
     return found
+
+
+def case_of(each: Scored, body: anatomy.Anatomy) -> compare.Case:
+    return compare.Case(each.row, each.kind, each.truth, each.likely, body, request_of(each.row, body))
 
 
 def request_of(row: Mapping[str, str], body: anatomy.Anatomy) -> memory.Request:

@@ -124,19 +124,20 @@ def test_command_prints_brackets_without_colour(tmp_path, tiny_model, capsys, mo
     assert "--model" in capsys.readouterr().err
 
 
-def test_colour_in_a_terminal_only_and_not_with_no_color(capsys, monkeypatch):
+def test_colour_in_a_terminal_only_and_not_with_no_color(tmp_path, tiny_model, capsys, monkeypatch):
     rows = [ShownRow(1, [Piece("asked ", False), Piece("said", True)], 2, 1).to_json()]
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    show_terminal.print_rows(rows)
-    coloured = capsys.readouterr().out
-    assert "\x1b[" in coloured and "⟦" not in coloured
-    for no_color, colour in (("1", True), ("", False)):
+    assert "said\x1b[0m" in show_terminal.text_of(rows, coloured=True)
+    assert "⟦" not in show_terminal.text_of(rows, coloured=True)
+    assert "asked ⟦said⟧" in show_terminal.text_of(rows, coloured=False)
+    path = write(tmp_path / "r.jsonl", chats("a"))
+    seen = []
+    monkeypatch.setattr(show_terminal, "text_of", lambda rows, coloured: seen.append(coloured) or "")
+    words = ["data", "show", str(path), "--model", str(tiny_model)]
+    for terminal, no_color, more in ((True, "", []), (True, "1", []), (True, "", ["--no-colour"]), (False, "", [])):
         monkeypatch.setenv("NO_COLOR", no_color)
-        show_terminal.print_rows(rows, colour=colour)
-        plain = capsys.readouterr().out
-        assert "asked ⟦said⟧" in plain and "\x1b[" not in plain
+        monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
+        cli.main([*words, *more])
+    assert seen == [True, False, False, False]
 
 
 def test_page_loads_and_runs_nothing_and_shows_data_as_text(tmp_path, tiny_model):

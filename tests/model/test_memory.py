@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
-from peftsmith.model import anatomy, fits, memory
+from peftsmith.model import anatomy, answers, fits, memory
+from peftsmith.model.request import Request, with_details
 from tests.model.test_anatomy import LLAMA_3_2_3B
 
 GIB = 1 << 30
@@ -196,6 +197,46 @@ def test_a_405b_config_takes_milliseconds(tmp_path):
     huge = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128}
     body = described(tmp_path, **huge, tie_word_embeddings=False)
     assert body.parameters == 405_853_388_800
-    started = time.perf_counter()
+    started = time.process_time()
     memory.estimate(body, memory.Request(method="qlora"))
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
+
+
+def test_details_reach_the_request_or_the_methods_config():
+    plain = Request()
+    packed = with_details(plain, {"packing": True, "kbit_prepared": True, "use_dora": True})
+    assert (packed.padded, packed.kbit_prepared, dict(packed.options)) == (False, True, {"use_dora": True})
+    assert with_details(plain, {}) == plain
+
+
+@pytest.mark.parametrize(("name", "value"), [("packing", 1), ("autocast", "yes"), ("labels", 2.0), ("labels", True)])
+def test_details_of_the_wrong_type_are_refused(name, value):
+    with pytest.raises(PeftsmithError, match=name):
+        with_details(Request(), {name: value})
+
+
+def test_what_does_not_fit_one_device_is_shared_out_before_rows_are_cut(llama):
+    found = fits.what_fits(llama, memory.Request(method="qlora", sequence_length=4096), 3)["changes"]
+    wanted = [next(iter(each["set"])) for each in found]
+    assert found[-1]["fits"] and "gpus" in wanted
+    assert "sequence_length" not in wanted[: wanted.index("gpus")]
+
+
+def test_experts_that_bitsandbytes_leaves_whole_are_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
+        "num_local_experts": 4,
+    }), encoding="utf-8")  # fmt: skip
+    mixture = anatomy.inspect(str(tmp_path))
+
+    def ids(method):
+        answer = answers.memory_answer(
+            mixture, Request(method=method), gib=None, gpu=None, alternatives=False, precise=False, measured_gib=None,
+            project=tmp_path,
+        )  # fmt: skip
+        return {each.id: each for each in answer.findings}
+
+    assert "model.quantization.experts_left" not in ids("lora")
+    found = ids("qlora")["model.quantization.experts_left"]
+    assert found.evidence["gib"] == round(2 * 2 * 4 * 3 * 64 * 128 / GIB, 3)

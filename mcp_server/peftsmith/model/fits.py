@@ -18,6 +18,7 @@ from peftsmith.model.request import Request
 GIB = memory.GIB
 _MOST_DOUBLINGS = 16
 _LENGTH_STEP = 8
+_DEVICES = (2, 4, 8)
 
 
 def what_fits(anatomy: Anatomy, request: Request, gib: float) -> dict[str, Any]:
@@ -76,6 +77,11 @@ def _cheapest_first(request: Request, *, quantised: bool) -> Iterator[tuple[str,
     while batch:
         yield f"batch_size {batch}, gradient_accumulation doubled", {"batch_size": batch}
         batch //= 2
+    if request.offload == "none":
+        yield "optimiser states in main memory (slower steps)", {"offload": "optimizer"}
+    if request.gpus == 1 and request.sharding == "none":
+        for count in _DEVICES:
+            yield f"the model shared out over {count} GPUs (FSDP2)", {"gpus": count, "sharding": "fsdp2"}
     length = request.sequence_length // 2
     while length >= 256:
         yield f"rows cut at {length} tokens (loses what is longer)", {"sequence_length": length}

@@ -7,12 +7,13 @@ Does not know: the parts (weights.py, activations.py, methods.py, losses.py, pea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
-from peftsmith.model import activations, assumptions, blocks, methods, peak, targets, traits, weights
+from peftsmith.model import activations, assumptions, blocks, methods, peak, reach, targets, traits, weights
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.modules import Module, Skeleton
 from peftsmith.model.request import PRECISION_BYTES, Request, check
@@ -93,7 +94,7 @@ def estimate(anatomy: Anatomy, request: Request) -> Estimate:
         terms["workspace"] = CUBLAS_WORKSPACE
     total = sum(terms.values())
     allocated = Range(*(int(total * factor) for factor in ALLOCATED[assumptions.verified(job)]))
-    reserved, device = _beyond(job, held, terms, allocated)
+    reserved, device = _beyond(job, held, found, terms, allocated)
     return Estimate(
         terms,
         moment,
@@ -112,36 +113,60 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
     skeleton = anatomy.skeleton
     assert skeleton is not None
     numbers = numbers_of(anatomy, request)
-    adapted = adapted_modules(anatomy, request)
+    asked = (request.peft_type, repr(request.targets))
+    adapted = anatomy.once(asked, lambda: adapted_modules(anatomy, request))
     of_methods = methods.Numbers(numbers.wide, numbers.adapter, numbers.autocast, numbers.dropout)
-    options = {"r": request.rank, **request.options}
-    kind = request.peft_type
-    costs = {name: methods.cost(kind, module, options, of_methods) for name, module in adapted.items()} if kind else {}
-    whole = (
-        methods.whole_model(kind, targets.sizes(anatomy), options, of_methods, list(adapted.values()))
-        if kind
-        else methods.ModelCost()
+    options = request.method_options
+    added = anatomy.once(
+        (*asked, repr(options), of_methods), lambda: _costs(anatomy, request.peft_type, options, of_methods, adapted)
     )
-    bodies = tuple(body for body in blocks.blocks(skeleton) if role(f"{body.stack}.0") != "tower")
+    bodies = anatomy.once(
+        "bodies", lambda: tuple(body for body in blocks.blocks(skeleton) if role(f"{body.stack}.0") != "tower")
+    )
     geometry = activations.geometry(
         anatomy.config, heads=anatomy.heads, kv_heads=anatomy.kv_heads, head_dim=anatomy.head_dim
     )
-    return peak.Job(anatomy, request, numbers, geometry, bodies, adapted, costs, whole)
+    return peak.Job(anatomy, request, numbers, geometry, bodies, adapted, *added)
+
+
+def _costs(
+    anatomy: Anatomy,
+    kind: str | None,
+    options: Mapping[str, Any],
+    numbers: methods.Numbers,
+    adapted: Mapping[str, Module],
+) -> tuple[dict[str, methods.Cost], methods.ModelCost, int, int]:
+    """What the method adds to each adapted module by its full path, to the model as a whole, and in all: trainable
+    parameters and frozen bytes."""
+    if kind is None:
+        return {}, methods.ModelCost(), 0, 0
+    costs = {} if kind in methods.WHOLE_MODEL else methods.costs(kind, adapted, options, numbers)
+    whole = methods.whole_model(kind, targets.sizes(anatomy), options, numbers, list(adapted.values()))
+    trainable = sum(cost.trainable for cost in costs.values()) + whole.trainable
+    return costs, whole, trainable, sum(cost.frozen_bytes for cost in costs.values()) + whole.frozen_bytes
 
 
 def adapted_modules(anatomy: Anatomy, request: Request) -> dict[str, Module]:
     """The modules that the request's method adapts, by full path; none for full fine-tuning and prompt learning."""
     if request.peft_type is None or request.peft_type in methods.WHOLE_MODEL:
         return {}
-    names = targets.adapted(anatomy, request.targets)
+    skeleton = targets.known(anatomy)
+    reached = reach.reach(
+        skeleton, targets.fields_of(anatomy, request.targets, request.peft_type), method=request.peft_type
+    )
+    names = reached.names
     if not names:
         raise PeftsmithError(
             "The target modules match nothing in this model",
             value=request.targets,
             next_step=f"Use a preset ({', '.join(targets.PRESETS)}) or names that find_target_modules gives.",
         )
-    assert anatomy.skeleton is not None
-    return {module.name: module for module in anatomy.skeleton.modules if module.name in names}
+    matrices = {each.name.rpartition(".")[0]: each for each in reached.parameters}
+    return {
+        module.name: replace(matrices[module.name], name=module.name) if module.kind == "other" else module
+        for module in skeleton.modules
+        if module.name in names
+    }
 
 
 def numbers_of(anatomy: Anatomy, request: Request) -> activations.Numbers:
@@ -183,15 +208,18 @@ def _held(job: peak.Job) -> tuple[int, weights.Held]:
     # k-bit preparation makes embeddings and head float32; under autocast TRL casts them back
     # (peft_module_casting_to_bf16)
     widened = request.kbit_prepared and not job.numbers.autocast
-    base = weights.base(skeleton, None if stored == "none" else stored, number, widened=widened, group=group)
+    held_as = None if stored == "none" else stored
+    base = job.anatomy.once(
+        ("base", held_as, number, widened, group),
+        lambda: weights.base(skeleton, held_as, number, widened=widened, group=group),
+    )
     if request.peft_type is None:
         trainable, size, extra = skeleton.parameters, number, 0
         trained = list(skeleton.modules)
     else:
-        trainable = sum(cost.trainable for cost in job.costs.values()) + job.whole.trainable
+        trainable = job.trainable
         size = job.numbers.adapter
-        frozen = sum(cost.frozen_bytes for cost in job.costs.values()) + job.whole.frozen_bytes
-        extra = size * trainable + frozen
+        extra = size * trainable + job.frozen_bytes
         trained = list(job.adapted.values())
     if request.task == "dpo" and request.peft_type is None:
         base *= 2  # the reference policy is a second model
@@ -207,8 +235,11 @@ def _held(job: peak.Job) -> tuple[int, weights.Held]:
     return trainable, weights.divided(held, request.sharding, request.gpus, request.offload, largest)
 
 
-def _beyond(job: peak.Job, held: weights.Held, terms: dict[str, int], allocated: Range) -> tuple[Range, Range]:
-    """(reserved, device): what is taken from the device at the moment for which most is reserved."""
+def _beyond(
+    job: peak.Job, held: weights.Held, found: dict[str, peak.Terms], terms: dict[str, int], allocated: Range
+) -> tuple[Range, Range]:
+    """(reserved, device): what is taken from the device at the moment for which most is reserved. `found`: all
+    moments."""
     request = job.request
     lasting = ("weights", "adapter", "optimizer", "autocast_copies")
     if request.device == "cpu":
@@ -218,9 +249,11 @@ def _beyond(job: peak.Job, held: weights.Held, terms: dict[str, int], allocated:
         return resident, resident
     # a fused loss passes through as much memory as the stock one, if only for a moment
     loss = request.loss.replace("fused", "stock")
-    reserving = replace(job, request=replace(request, loss=loss))
+    if loss != request.loss:
+        reserving = replace(job, request=replace(request, loss=loss))
+        found = peak.moments(reserving, held, _residual(request, job.numbers))
     sizes = []
-    for name, each in peak.moments(reserving, held, _residual(request, job.numbers)).items():
+    for name, each in found.items():
         stays = sum(each.get(term, 0) for term in lasting) + CUBLAS_WORKSPACE
         passing = sum(each.values()) + CUBLAS_WORKSPACE - stays
         broken = request.gradient_checkpointing and name != "step"

@@ -25,7 +25,8 @@ _DECODER = ("decoder",)
 
 @dataclass(frozen=True)
 class Job:
-    """A request with everything about the model looked up. `costs` maps adapted modules (full path) to their cost."""
+    """A request with everything about the model looked up. `costs` maps adapted modules (full path) to their cost;
+    `trainable` parameters and `frozen_bytes` besides are what the method adds in all, 0 for full fine-tuning."""
 
     anatomy: Anatomy
     request: Request
@@ -35,6 +36,8 @@ class Job:
     adapted: Mapping[str, Module]
     costs: Mapping[str, methods.Cost]
     whole: methods.ModelCost
+    trainable: int
+    frozen_bytes: int
 
 
 @dataclass(frozen=True)
@@ -190,8 +193,7 @@ def _copies(job: Job) -> Terms:
     keeps for the gradient of its input."""
     if not job.numbers.autocast:
         return {}
-    trained = sum(cost.trainable for cost in job.costs.values()) + job.whole.trainable
-    copies = 2 * trained if job.numbers.adapter == 4 else 0
+    copies = 2 * job.trainable if job.numbers.adapter == 4 else 0
     if job.request.precision == "fp32" and job.request.base_format in (None, "none"):
         copies += 2 * sum(i * o for i, o in job.anatomy.linear.values())
     return {"autocast_copies": copies}

@@ -122,4 +122,4 @@ def _method(anatomy: Anatomy, request: Request) -> dict[str, Any] | None:
         fields |= chosen.to_json() if chosen else {"target_modules": wanted}
     if request.dropout and kind == "LORA":
         fields["lora_dropout"] = 0.1
-    return {**fields, "rank": request.rank, **request.options}
+    return {**fields, **request.method_options}

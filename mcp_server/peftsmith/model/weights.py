@@ -58,10 +58,12 @@ class Held:
 def base(skeleton: Skeleton, stored: str | None, number: int, *, widened: bool, group: int | None = None) -> int:
     """Bytes of the base: `stored` is a key of PER_PARAMETER (None: not quantised), `number` bytes of any other weight
     (4 when `widened`). `group`: inputs that share a scale in GPTQ and AWQ (None: 128; -1: all)."""
-    total = 0.0
     rest = 4 if widened else number
+    if not stored:
+        return rest * skeleton.parameters
+    total = 0.0
     for module in skeleton.modules:
-        if stored and quantised(module, stored):
+        if quantised(module, stored):
             weights = sum(prod(shape) for shape in module.parameters.values() if len(shape) >= 2)
             total += weights * PER_PARAMETER[stored] + (module.elements - weights) * rest
             total += 4 * module.outputs if stored in _ROW_SCALES else 0
