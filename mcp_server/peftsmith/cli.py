@@ -147,7 +147,7 @@ def _refused(message: str, as_json: bool) -> int:
     return EXIT_USAGE
 
 
-def _show(result: Result, *, coloured: bool) -> None:
+def _show(result: Result, *, coloured: bool = False) -> None:
     """One line a value, indented by depth; then the findings. `coloured`: see https://no-color.org."""
 
     def styled(text: str, *codes: int) -> str:
