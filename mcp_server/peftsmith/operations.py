@@ -386,6 +386,18 @@ def check_project(
     return _result(checked.findings, digest=checked.digest, proofs=checked.proofs)
 
 
+def apply_fix(
+    project: Project,
+    finding_id: Annotated[str, Field(description="A finding of the last check_project with `patch` in its evidence.")],
+    confirm: Annotated[bool, Field(description="Set to true to write it; else only shown.")] = False,
+) -> Result:
+    """Make the change of plan.yaml that check_project offered for a finding about the loss mask (a longer max_length,
+    a template with generation blocks, a pad token of its own). Then run generate_project and check_project again."""
+    from peftsmith.project import mask
+
+    return _result([], **mask.apply(files.resolve(project), finding_id, confirm=confirm))
+
+
 def start_run(
     project: Project,
     kind: Annotated[Literal["smoke", "train", "evaluate", "merge"], Field(description="smoke: a few real steps.")],
@@ -491,6 +503,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(plan_finetune, "Plan a fine-tune", reads_only=False),
         Operation(generate_project, "Generate the project", reads_only=False),
         Operation(check_project, "Check the project", reads_only=False),
+        Operation(apply_fix, "Apply an offered fix", reads_only=False),
         Operation(start_run, "Start a run", reads_only=False),
         Operation(get_run, "Follow a run"),
         Operation(list_runs, "List runs"),

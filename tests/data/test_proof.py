@@ -68,7 +68,9 @@ def test_digest_follows_data_settings_template_and_tokenizer(tmp_path):
     (model / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "<|im_end|>"}), encoding="utf-8")
     changed = proof.prove(write(tmp_path / "r.jsonl", many(11)), model, Settings(), None)
     assert len({*digests, changed.digest}) == 5
-    assert found(changed)["data.tokens.pad_is_eos"]["masked_by_collator"] is False
+    padding = found(changed)["data.tokens.pad_is_eos"]
+    assert padding["masked_by_collator"] is False
+    assert padding["patch"] == {"training.pad_token": "<|pad|>"}
 
 
 def test_what_max_length_cuts_comes_with_a_patch(tmp_path, tiny_model):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from peftsmith import lock, plan
+from peftsmith import files, lock, plan
 from peftsmith.errors import PeftsmithError
-from peftsmith.project import check, mask
+from peftsmith.project import check, generate, mask
 from peftsmith.run import start
-from tests.project.small_project import make_project
+from tests.project.small_project import make_project, write_rows
 
 pytestmark = pytest.mark.training
 
@@ -66,3 +67,43 @@ def test_remote_code_is_not_proven(project):
     kept, findings = mask.prove(project, wanted, None)
     assert kept["state"] == "unknown"
     assert [each.severity for each in findings] == ["unknown"]
+
+
+def test_an_offered_fix_is_applied_only_when_asked_and_mends_the_finding(tmp_path, tiny_model, training_python):
+    """Qwen3's own template drops reasoning from earlier turns; TRL's training template for it does not."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    place = next(Path(training_python).parent.parent.glob("lib/python*/site-packages/trl/chat_templates/qwen3.jinja"))
+    shutil.copy(place, model / "chat_template.jinja")
+    project = make_project(tmp_path / "project", model)
+    turns = [
+        {"role": "user", "content": "where is it"},
+        {"role": "assistant", "content": "here", "reasoning_content": "the parcel came"},
+        {"role": "user", "content": "and the money"},
+        {"role": "assistant", "content": "back", "reasoning_content": "it was taken twice"},
+    ]
+    write_rows(project / "data" / "train.jsonl", [{"messages": turns}] * 6)
+    write_rows(project / "data" / "test.jsonl", [{"messages": turns}])
+    text = (project / plan.PLAN_FILE).read_text(encoding="utf-8")
+    chat = {"task": "chat", "data.format": "messages", "data.labels": [], "data.system_prompt": None}
+    files.write_text(project / plan.PLAN_FILE, plan.edit(text, chat))
+    generate.generate(project)
+
+    first = {each.id: each for each in check.check(project, twin=False).findings}
+    assert first["data.template.reasoning_stripped"].evidence["patch"] == {
+        "training.chat_template": "training_template.jinja"
+    }
+    with pytest.raises(PeftsmithError, match="no fix"):
+        mask.apply(project, "data.tokens.double_bos", confirm=True)
+    before = (project / plan.PLAN_FILE).read_text(encoding="utf-8")
+    shown = mask.apply(project, "data.template.reasoning_stripped", confirm=False)
+    assert shown["files"] == ["training_template.jinja"] and not shown["applied"]
+    assert (project / plan.PLAN_FILE).read_text(encoding="utf-8") == before
+    assert mask.apply(project, "data.template.reasoning_stripped", confirm=True)["applied"]
+    generate.generate(project)
+    again = check.check(project, twin=False)
+    assert "data.template.reasoning_stripped" not in {each.id for each in again.findings}
+    assert again.proofs["mask"]["state"] == "proven"
+    assert "chat_template_path" in (project / "train.py").read_text(encoding="utf-8")
+    (project / "training_template.jinja").write_text("{{ 1 }}", encoding="utf-8")
+    assert "the settings that decide about labels" in mask.changed_since(project, lock.load(project))

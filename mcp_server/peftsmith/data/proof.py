@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftsmith import files
-from peftsmith.data import batches, handover, labels
+from peftsmith.data import batches, fixes, handover, labels
 from peftsmith.data.audit import FAULT_FINDING
 from peftsmith.data.examples import AnyExample
 from peftsmith.data.faults import RowFault
@@ -59,6 +59,7 @@ class Proof:
 
     `counts` are over the whole set by the fast path, `sample` are the row numbers that the real trainer collated,
     `shown` some of them with the text that carries loss. `digest` covers data, settings and tokenizer (`inputs`).
+    `files` are texts that a finding's patch names (a chat template), to be written into the project.
     """
 
     state: Literal["proven", "differs", "refused", "unknown"]
@@ -67,13 +68,18 @@ class Proof:
     shown: list[dict[str, Any]]
     inputs: dict[str, Any]
     findings: list[Finding] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         return files.sha256_json(self.inputs)
 
     def to_json(self) -> dict[str, Any]:
+        """As the lock keeps it; `fixes` are the plan patches of its findings, by finding id."""
+        patches = {each.id: each.evidence["patch"] for each in self.findings if "patch" in each.evidence}
         return {
+            "fixes": patches,
+            "files": self.files,
             "state": self.state,
             "digest": self.digest,
             "counts": self.counts,
@@ -149,7 +155,12 @@ def prove(
     else:
         state, more = _compare(usable, folder, renderer, settings, environment, batch_size, config)
         findings += more
-    return Proof(state, counts_of(seen), [number for number, _, _ in usable], shown, held, findings)
+
+    def own_template() -> str | None:
+        return None if environment is None else training_template(folder, settings, environment)
+
+    findings, texts = fixes.offer(findings, [example for _, example, _ in usable], renderer, settings, own_template)
+    return Proof(state, counts_of(seen), [number for number, _, _ in usable], shown, held, findings, texts)
 
 
 def _pass(source: Source, renderer: Renderer, settings: Settings, seen: Supervision, seed: int) -> set[int]:

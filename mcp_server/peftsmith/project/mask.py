@@ -17,6 +17,7 @@ from peftsmith.data.examples import AnyExample
 from peftsmith.data.faults import RowFault
 from peftsmith.data.labels import Settings
 from peftsmith.data.mapping import Mapping
+from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.model import source
 
@@ -37,7 +38,7 @@ def prove(
     seen = proof.prove(
         rows_of(project, wanted),
         source.tokenizer_folder(opened),
-        settings_of(wanted),
+        settings_of(project, wanted),
         environment,
         batch_size=min(wanted.training.batch_size, 8),
         config=opened.config,
@@ -45,9 +46,18 @@ def prove(
     return seen.to_json(), seen.findings
 
 
-def settings_of(wanted: plan.FineTunePlan) -> Settings:
-    """What train.py asks of SFTTrainer: loss on the answer alone, cut at max_length."""
-    return Settings(completion_only_loss=True, max_length=wanted.training.max_length)
+def settings_of(project: Path, wanted: plan.FineTunePlan) -> Settings:
+    """What train.py asks of SFTTrainer. Raises PeftsmithError when the plan's chat template is not in the project."""
+    training = wanted.training
+    every = training.loss_on == "assistant"
+    template = files.read_text(project / training.chat_template, largest=1 << 20) if training.chat_template else None
+    return Settings(
+        completion_only_loss=not every,
+        assistant_only_loss=every,
+        max_length=training.max_length,
+        pad_token=training.pad_token,
+        template=template,
+    )
 
 
 def rows_of(project: Path, wanted: plan.FineTunePlan) -> proof.Source:
@@ -61,6 +71,39 @@ def rows_of(project: Path, wanted: plan.FineTunePlan) -> proof.Source:
         return made
 
     return proof.Source(project / wanted.data.train, example)
+
+
+def apply(project: Path, id_: str, *, confirm: bool) -> dict[str, Any]:
+    """Make the change of plan.yaml that the last check offered for a finding, and write the file that it names.
+
+    Returns {"changes": {field: [old, new]}, "files", "applied"}; without `confirm` nothing is written. Raises
+    PeftsmithError when the last check offered no fix for it, or the file is there with another text.
+    """
+    kept = lock.load(project).proofs.get(PROOF, {})
+    patch = kept.get("fixes", {}).get(id_)
+    if patch is None:
+        offered = sorted(kept.get("fixes", {}))
+        raise PeftsmithError(
+            "The last check offered no fix for this finding",
+            value=files.clean(id_, 80),
+            next_step=f"Fixes exist for: {', '.join(offered)}." if offered else "Run check_project first.",
+        )
+    text = files.read_text(project / plan.PLAN_FILE)
+    before = plan.flatten(plan.parse(text))
+    named = {name: content for name, content in kept.get("files", {}).items() if name in patch.values()}
+    for name, content in named.items():
+        place = project / name
+        if place.exists() and files.read_text(place) != content:
+            raise PeftsmithError(
+                "The project has another file of this name", value=name, next_step="Move it away, then apply again."
+            )
+    edited = plan.edit(text, patch)
+    if confirm:
+        for name, content in named.items():
+            files.write_text(project / name, content)
+        files.write_text(project / plan.PLAN_FILE, edited)
+    changes = {field: [before.get(field), value] for field, value in patch.items()}
+    return {"changes": changes, "files": sorted(named), "applied": confirm}
 
 
 def changed_since(project: Path, locked: lock.Lock) -> list[str]:
@@ -77,7 +120,7 @@ def changed_since(project: Path, locked: lock.Lock) -> list[str]:
     train = project / wanted.data.train
     if (files.sha256_file(train) if train.is_file() else None) != kept["data"]:
         changed.append(f"data.train ({wanted.data.train})")
-    if proof.settings_hash(settings_of(wanted)) != kept["settings"]:
+    if proof.settings_hash(settings_of(project, wanted)) != kept["settings"]:
         changed.append("the settings that decide about labels")
     folder = Path(locked.base["folder"]) if locked.base.get("folder") else None
     if folder is not None and folder.is_dir():
