@@ -39,7 +39,7 @@ FIELDS: dict[str, str] = {
     "DOUBLE_QUANTIZATION": "method.quantization.double",
     "MAX_LENGTH": "training.max_length",
     "CHAT_TEMPLATE": "training.chat_template",
-    "PAD_TOKEN": "training.pad_token",
+    "PADDING": "training.pad_token",
     "EPOCHS": "training.epochs",
     "BATCH_SIZE": "training.batch_size",
     "GRADIENT_ACCUMULATION": "training.gradient_accumulation",
