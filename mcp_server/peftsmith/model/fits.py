@@ -27,6 +27,8 @@ def what_fits(anatomy: Anatomy, request: Request, gib: float) -> dict[str, Any]:
     if not 0 < gib < 1e6:
         raise PeftsmithError("The memory must be a positive number of GiB", value=gib, next_step="Try 24.")
 
+    request = replace(request, device_bytes=int(gib * GIB))
+
     def fits(**changes: Any) -> bool:
         return needs(anatomy, replace(request, **changes)) <= gib * GIB
 
@@ -52,6 +54,7 @@ def needs(anatomy: Anatomy, request: Request) -> int:
 def changes(anatomy: Anatomy, request: Request, gib: float) -> list[dict[str, Any]]:
     """Changes tried one after the other, each kept until the job fits: first those that cost nothing but time."""
     tried = []
+    request = replace(request, device_bytes=int(gib * GIB))
     for what, change in _cheapest_first(request, quantised=bool(anatomy.quantization)):
         request = replace(request, **change)
         high = needs(anatomy, request)

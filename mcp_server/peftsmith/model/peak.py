@@ -127,10 +127,10 @@ def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
     hidden = job.anatomy.hidden
     last = tokens_of(request, job.whole, "decoder")
     stock = request.loss == "stock" and request.task != "classification"
-    head = last * hidden * (4 + (numbers.wide if stock else 0))
+    head = last * hidden * (4 + (numbers.logit if stock else 0))
     loss = _loss(job, last)
     logits = (
-        numbers.wide * job.anatomy.vocab * last if stock else 0
+        numbers.logit * job.anatomy.vocab * last if stock else 0
     )  # the model's output, which the trainer still holds
     early = {"gradients": held.gradients if request.accumulates else 0}
     unpacked = weights.dequantised(_skeleton(job), numbers.wide) if _unpacks(job) else 0
@@ -159,7 +159,7 @@ def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
         found["reference"] = {
             **always,
             **early,
-            "loss": losses.reference_logits(tokens=last, vocab=job.anatomy.vocab, wide=numbers.wide),
+            "loss": losses.reference_logits(tokens=last, vocab=job.anatomy.vocab, wide=numbers.logit),
         }
     return found
 
@@ -181,7 +181,7 @@ def _loss(job: Job, tokens: int) -> int:
         tokens=tokens,
         vocab=anatomy.vocab,
         hidden=anatomy.hidden,
-        wide=numbers.wide,
+        wide=numbers.logit,
         autocast=numbers.autocast,
         triton=request.device == "cuda",
         trained_head=numbers.trained,
@@ -209,7 +209,7 @@ def _cache(job: Job) -> int:
 
 
 def _unpacks(job: Job) -> bool:
-    return job.request.base_format in ("nf4", "fp4", "nf4_double", "int8") or bool(job.anatomy.quantization)
+    return job.request.base_format in weights.UNPACKED or bool(job.anatomy.quantization)
 
 
 def _skeleton(job: Job) -> Skeleton:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peftsmith.errors import PeftsmithError
-from peftsmith.model import methods, targets
+from peftsmith.model import methods, targets, weights
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.losses import LOSSES
 from peftsmith.model.methods_defaults import DEFAULTS
@@ -20,9 +20,9 @@ LORA_RANK = 16
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 OPTIMIZERS = (
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd",
-    "lion_32bit", "lion_8bit",
+    "lion_32bit", "lion_8bit", "lora_fa",
 )  # fmt: skip
-QUANTIZATIONS = ("none", "nf4", "nf4_double", "fp4", "int8", "gptq4", "gptq8", "awq4", "fp8", "mxfp4")
+QUANTIZATIONS = ("none", *weights.PER_PARAMETER)
 TASKS = ("sft", "dpo", "grpo", "classification", "seq2seq")
 SHARDINGS = ("none", "ddp", "zero2", "zero3", "fsdp2")
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -38,7 +38,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 _LARGEST = {
     "batch_size": 65536, "sequence_length": 1 << 24, "gpus": 65536, "generations": 4096, "completion_length": 1 << 24,
-    "target_length": 1 << 24,
+    "target_length": 1 << 24, "device_bytes": 1 << 50,
 }  # fmt: skip
 
 
@@ -52,6 +52,7 @@ class Request:
     The last fields default to what the generated scripts do: autocast with bf16 and fp16, adapters in float32 (TRL
     casts those on a quantised base to bf16), no k-bit preparation, SDPA.
     `quantization` None means: as the base is stored. `padded` None means: when a batch has more than one row.
+    `device_bytes` is the device's memory, near which the allocator gives back what it caches; None: there is room.
     `target_length` is the decoder's length of a seq2seq row, `completion_length` and `generations` are GRPO's.
     """
 
@@ -82,6 +83,7 @@ class Request:
     gpus: int = 1
     sharding: str = "none"
     offload: str = "none"
+    device_bytes: int | None = None
 
     @property
     def peft_type(self) -> str | None:
@@ -97,8 +99,12 @@ class Request:
         named = next((name for name in ("init_r", "r") if name in DEFAULTS.get(self.peft_type or "", ())), None)
         if rank is None or named is None:
             return dict(self.options)
-        sized = {"oft_block_size": 0} if self.peft_type == "OFT" else {}
-        return {named: rank, **sized, **self.options}
+        if self.peft_type == "OFT":
+            return {
+                **self.options,
+                **({"r": 0} if self.options.get("oft_block_size") else {"r": rank, "oft_block_size": 0}),
+            }
+        return {named: rank, **self.options}
 
     @property
     def base_format(self) -> str | None:
