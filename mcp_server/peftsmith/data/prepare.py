@@ -20,22 +20,17 @@ from typing import Any, TextIO
 from uuid import uuid4
 
 from peftsmith import files
-from peftsmith.data import content, formats, normal, reading
+from peftsmith.data import formats, normal, reading
 from peftsmith.data.audit import LEAST_CONFIDENCE
 from peftsmith.data.examples import (
     AnyExample,
-    Chat,
     Classified,
     Judged,
-    Pair,
-    Plain,
-    Preference,
-    Side,
-    Tagged,
 )
 from peftsmith.data.faults import RowFault
 from peftsmith.data.formats import Detected
 from peftsmith.data.split import Groups
+from peftsmith.data.views import loose, view
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 
@@ -199,21 +194,7 @@ def _label(example: AnyExample) -> str:
 
 def _question_key(example: AnyExample) -> bytes:
     """Equal for examples that ask the same, case and white space aside; the text itself where nothing is asked."""
-    match example:
-        case Chat():
-            return content.loose_key(content.question(example))
-        case Classified():
-            asked: list[Side] = [example.text, example.second or ""]
-        case Preference() | Judged():
-            asked = [example.prompt]
-        case Plain():
-            asked = [example.prompt or example.completion]
-        case Tagged():
-            asked = [" ".join(example.words)]
-        case Pair():
-            asked = [example.source]
-    parts = [side if isinstance(side, str) else json.dumps(side, sort_keys=True, ensure_ascii=False) for side in asked]
-    return _hash("\0".join(content.loose_text(part) for part in parts))
+    return _hash(loose(view(example).asked))
 
 
 def _group_key(value: Mapping[str, Any], column: str) -> bytes:
