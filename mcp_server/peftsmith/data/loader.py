@@ -13,7 +13,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from peftsmith import assets, files
 from peftsmith.errors import PeftsmithError
@@ -35,6 +35,15 @@ class Loader:
     python: str = sys.executable
     seconds: float = MOST_SECONDS
     largest: int = LARGEST_OUTPUT
+
+
+def python(which: Literal["own", "training"], project: Path) -> str:
+    """The interpreter of this process, or that of the training environment (PeftsmithError where there is none)."""
+    if which == "own":
+        return sys.executable
+    from peftsmith.machine import environment
+
+    return environment.require(project).interpreter
 
 
 def write(folder: Path, name: str = "my_loader") -> list[Path]:
@@ -83,7 +92,15 @@ def run(loader: Loader, data: Path, output: Path) -> None:
 def _rows(loader: Loader, data: Path, out: IO[bytes], said: IO[bytes], room: int) -> str:
     """Copy the loader's rows into `out`; why it failed, "" when it did not."""
     process = subprocess.Popen(
-        [loader.python, "-B", "-X", "utf8", str(Path(__file__).with_name("loader_process.py")), str(loader.file), str(data)],
+        [
+            loader.python,
+            "-B",
+            "-X",
+            "utf8",
+            str(Path(__file__).with_name("loader_process.py")),
+            str(loader.file),
+            str(data),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=said,
