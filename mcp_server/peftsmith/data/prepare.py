@@ -44,6 +44,8 @@ from peftsmith.finding import Finding, finding
 SPLITS = ("train", "eval", "test")
 REJECTS = "rejects.jsonl"
 RECORD = "prepared.json"
+_SORTED = json.JSONEncoder(sort_keys=True)
+_PLAIN = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _sort_out(path: Path, detected: Detected, group_by: str | None) -> _Sorted:
             keys = [_question_key(example)]
             if group_by is not None:
                 keys.append(_group_key(row.value, group_by))
-            exact = _hash(json.dumps(normal.to_row(example, detected.format), sort_keys=True))
+            exact = _hash(_SORTED.encode(normal.to_row(example, detected.format)))
         except RowFault as fault:
             rows.reasons[len(rows.place)] = f"{fault.kind}: {fault}"
             rows.place.append(-1)
@@ -265,7 +267,7 @@ def _write(folder: Path, path: Path, detected: Detected, rows: _Sorted, split_of
                 rejects.write(json.dumps(line, ensure_ascii=True) + "\n")
             elif row.value is not None:
                 line = normal.to_row(formats.to_example(row.value, detected.mapping), detected.format)
-                out[split_of[place]].write(json.dumps(line, ensure_ascii=False) + "\n")
+                out[split_of[place]].write(_PLAIN.encode(line) + "\n")
         for stream in (*out.values(), rejects):
             stream.flush()
             os.fsync(stream.fileno())
