@@ -86,6 +86,10 @@ def _add_parameters(command: argparse.ArgumentParser, operation: Operation) -> N
         elif kind is bool:
             action = argparse.BooleanOptionalAction
             command.add_argument(_option(name), action=action, default=parameter.default, help=description)
+        elif kind is dict:
+            command.add_argument(_option(name), action=_Pairs, nargs="*", metavar="NAME=VALUE", help=description)
+        elif kind is list:
+            command.add_argument(_option(name), nargs="*", metavar="VALUE", help=description)
         else:
             command.add_argument(
                 _option(name),
@@ -94,6 +98,16 @@ def _add_parameters(command: argparse.ArgumentParser, operation: Operation) -> N
                 default=parameter.default,
                 help=_with_default(description, parameter),
             )
+
+
+class _Pairs(argparse.Action):
+    """NAME=VALUE, as often as wanted, as one object."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        wrong = [value for value in values if "=" not in value]
+        if wrong:
+            parser.error(f"{self.option_strings[0]}: {wrong[0]!r} is not NAME=VALUE")
+        setattr(namespace, self.dest, dict(value.split("=", 1) for value in values))
 
 
 def _option(name: str) -> str:
@@ -114,7 +128,7 @@ def _kind(hint: Any) -> tuple[type, list[str] | None, str]:
         hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) is Literal:
         return str, list(get_args(hint)), description.replace("%", "%%")
-    return hint, None, description.replace("%", "%%")
+    return get_origin(hint) or hint, None, description.replace("%", "%%")
 
 
 def _refused(message: str, as_json: bool) -> int:

@@ -15,11 +15,23 @@ from pydantic import Field
 
 from peftsmith import files
 from peftsmith.finding import Finding, worst_first
+from peftsmith.plan import DataFormat
 
 Result = dict[str, Any]
 Project = Annotated[str, Field(description="Folder of the fine-tuning project, relative to the working folder.")]
 Model = Annotated[str, Field(description="Base model: a local folder or a hub id such as owner/name.")]
 Revision = Annotated[str | None, Field(description="Commit of the hub model (40 hex digits).")]
+Rows = Annotated[str, Field(description="JSON lines, JSON, CSV, Parquet or Arrow file, folder of them, or hub id.")]
+Format = Annotated[DataFormat | None, Field(description="What the rows are; worked out when left out.")]
+Columns = Annotated[
+    dict[str, str] | None, Field(description="Field of the format -> column, such as prompt: question.")
+]
+Roles = Annotated[
+    dict[str, str] | None, Field(description="Role as the rows write it -> role, such as bot: assistant.")
+]
+LabelNames = Annotated[list[str] | None, Field(description="Names of labels that the rows hold as 0, 1, 2, ...")]
+Split = Annotated[str, Field(description="Of a hub data set: split, or subset/split.")]
+DataRevision = Annotated[str | None, Field(description="Commit of the hub data set (40 hex digits).")]
 
 
 def _result(findings: Iterable[Finding], **rest: Any) -> Result:
@@ -102,7 +114,7 @@ def find_target_modules(
 
 
 def audit_dataset(
-    data: Annotated[str, Field(description="The training rows: a .jsonl, .json or .csv file.")],
+    data: Rows,
     model: Annotated[
         str | None, Field(description="Base model whose tokenizer and chat template will be used.")
     ] = None,
@@ -115,47 +127,80 @@ def audit_dataset(
     system_prompt: Annotated[
         str | None, Field(description="System message that the plan would put before each row.")
     ] = None,
+    format: Format = None,
+    columns: Columns = None,
+    roles: Roles = None,
+    label_names: LabelNames = None,
+    split: Split = "train",
+    revision: DataRevision = None,
 ) -> Result:
     """What is wrong with a data set before it costs anything: format, rows, tokens after the real chat template,
     truncation, duplicates, overlap with the test rows, empty or broken rows, label balance, secrets; and a suggested
     max_length."""
-    from peftsmith.data import audit
+    from peftsmith.data import audit, mapping, source
 
+    rows = source.locate(data, split, revision)
     report = audit.audit(
-        files.resolve(data),
+        rows.path,
         model=model,
         test=files.resolve(test) if test else None,
         max_length=max_length,
-        text_column=text_column,
-        label_column=label_column,
+        mapping=mapping.Mapping.of(format, columns, text_column, label_column, roles, tuple(label_names or ())),
         system_prompt=system_prompt,
     )
-    return _result(report.findings, audit=report.to_json())
+    return _result([*rows.findings, *report.findings], audit=report.to_json())
 
 
 def prepare_dataset(
-    data: Annotated[str, Field(description="The source rows: a .jsonl, .json or .csv file.")],
+    data: Rows,
     output: Annotated[str, Field(description="New folder for train.jsonl, eval.jsonl, test.jsonl and rejects.jsonl.")],
     eval_share: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     seed: Annotated[int, Field(ge=0)] = 0,
     text_column: str = "text",
     label_column: str = "label",
+    format: Format = None,
+    columns: Columns = None,
+    roles: Roles = None,
+    label_names: LabelNames = None,
+    group_by: Annotated[str | None, Field(description="Column whose equal values stay in one split.")] = None,
+    split: Split = "train",
+    revision: DataRevision = None,
+    loader: Annotated[str | None, Field(description="Your own Python file with rows(path), see write_loader.")] = None,
+    loader_python: Annotated[
+        Literal["own", "training"], Field(description="Which Python runs the loader: peftsmith's or the training one.")
+    ] = "own",
 ) -> Result:
-    """Write normalised train, eval and test splits (seeded, stratified by label), and the rows that cannot be used
-    into rejects.jsonl with line number and reason: no row is lost in silence."""
-    from peftsmith.data import prepare
+    """Write normalised train, eval and test splits (seeded, stratified by label, groups kept together), and the rows
+    that cannot be used into rejects.jsonl with line number and reason: no row is lost in silence."""
+    from peftsmith.data import loader as loading
+    from peftsmith.data import mapping, prepare, source
 
+    rows = source.locate(data, split, revision)
+    target = files.resolve(output, must_exist=False)
     done = prepare.prepare(
-        files.resolve(data),
-        files.resolve(output, must_exist=False),
+        rows.path,
+        target,
         eval_share=eval_share,
         test_share=test_share,
         seed=seed,
-        text_column=text_column,
-        label_column=label_column,
+        mapping=mapping.Mapping.of(format, columns, text_column, label_column, roles, tuple(label_names or ())),
+        group_by=group_by,
+        loader=loading.Loader(files.resolve(loader), loading.python(loader_python, target)) if loader else None,
     )
-    return _result(done.findings, prepared=done.to_json())
+    return _result([*rows.findings, *done.findings], prepared=done.to_json())
+
+
+def write_loader(
+    folder: Annotated[str, Field(description="Folder for the two files.")] = ".",
+    name: Annotated[str, Field(description="Name of the Python module.")] = "my_loader",
+) -> Result:
+    """Write a loader for sources that are read no other way: a Python file with rows(path) to change, and its test.
+    prepare_dataset runs it in a process of its own."""
+    from peftsmith.data import loader
+
+    made = loader.write(files.resolve(folder), name)
+    return _result([], files=[str(path) for path in made])
 
 
 def estimate_memory(
@@ -418,6 +463,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(find_target_modules, "Find target modules"),
         Operation(audit_dataset, "Audit a data set"),
         Operation(prepare_dataset, "Prepare a data set", reads_only=False),
+        Operation(write_loader, "Write a loader for your own data", reads_only=False),
         Operation(estimate_memory, "Estimate memory"),
         Operation(estimate_time, "Estimate time and cost"),
         Operation(plan_finetune, "Plan a fine-tune", reads_only=False),
