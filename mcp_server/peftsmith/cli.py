@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import ValidationError, validate_call
 from pydantic.fields import FieldInfo
 
-from peftsmith import __version__, files
+from peftsmith import __version__, files, progress
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import EXIT_USAGE, exit_code
 from peftsmith.operations import OPERATIONS, Operation, Result
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     operation = OPERATIONS[options.pop("operation")]
     del options["command"]
     as_json = options.pop("json")
+    if sys.stderr.isatty():
+        progress.listen(_bar)
     try:
         result = validate_call(operation.run)(**options)
     except PeftsmithError as error:
@@ -137,6 +139,12 @@ def _refused(message: str, as_json: bool) -> int:
     else:
         print(f"peftsmith: {message}", file=sys.stderr)
     return EXIT_USAGE
+
+
+def _bar(done: int, total: int | None) -> None:
+    """Progress as one line on stderr, which the last call ends."""
+    known = f"{'#' * (30 * done // max(total, 1)):30} {done} of {total}" if total else str(done)
+    print(f"\r{known}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _show(result: Result) -> None:

@@ -121,7 +121,11 @@ def audit_dataset(
     test: Annotated[
         str | None, Field(description="Rows kept for the test; checked for overlap with the training rows.")
     ] = None,
+    eval: Annotated[str | None, Field(description="Rows kept for evaluation while training; checked likewise.")] = None,
     max_length: Annotated[int, Field(ge=8, description="Longest row in tokens that training would keep.")] = 1024,
+    batch_size: Annotated[int, Field(ge=1, description="Rows of a batch, for the share of padding.")] = 8,
+    near_duplicates: Annotated[bool, Field(description="Also look for rows with nearly the same words.")] = True,
+    scans: Annotated[bool, Field(description="Also look through each text: secrets, personal data, damage.")] = True,
     text_column: str = "text",
     label_column: str = "label",
     system_prompt: Annotated[
@@ -135,8 +139,9 @@ def audit_dataset(
     revision: DataRevision = None,
 ) -> Result:
     """What is wrong with a data set before it costs anything: format, rows, tokens after the real chat template,
-    truncation, duplicates, overlap with the test rows, empty or broken rows, label balance, secrets; and a suggested
-    max_length."""
+    truncation, padding, duplicates, overlap with test and eval rows, empty or broken rows, labels, secrets, personal
+    data, licence; and a suggested max_length, packing and batch."""
+    from peftsmith import progress
     from peftsmith.data import audit, mapping, source
 
     rows = source.locate(data, split, revision)
@@ -144,9 +149,14 @@ def audit_dataset(
         rows.path,
         model=model,
         test=files.resolve(test) if test else None,
+        eval=files.resolve(eval) if eval else None,
         max_length=max_length,
+        batch_size=batch_size,
         mapping=mapping.Mapping.of(format, columns, text_column, label_column, roles, tuple(label_names or ())),
         system_prompt=system_prompt,
+        near_duplicates=near_duplicates,
+        scans=scans,
+        progress=progress.listener(),
     )
     return _result([*rows.findings, *report.findings], audit=report.to_json())
 

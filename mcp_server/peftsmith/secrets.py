@@ -246,7 +246,7 @@ TITLES = {"jwt": "JSON Web Token", "database-url": "password in a database URL",
 
 def hints() -> tuple[str, ...]:
     """Without one of these in it (case aside) a text holds no credential that find_in_text knows."""
-    return (*_LAST_WORDS, *(kind.hint for kind in KINDS))
+    return ("key", "token", "secret", "pass", "credential", "bearer", *(kind.hint for kind in KINDS))
 
 
 def find_in_text(text: str) -> list[Hit]:

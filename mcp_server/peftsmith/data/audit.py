@@ -197,7 +197,7 @@ def _renderer(model: str, revision: str | None) -> Renderer:
 
 def _lines(path: Path) -> int | None:
     """About how many rows a file of lines has."""
-    if path.suffix.lower() not in (".jsonl", ".csv", ".tsv"):
+    if not path.is_file() or path.suffix.lower() not in (".jsonl", ".csv", ".tsv"):
         return None
     with path.open("rb") as stream:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
@@ -259,7 +259,7 @@ class _Pass:
             for id_, detail in content.notes(example, seen):
                 self.tallies.add(id_, number, detail)
         words = sketch(seen) if self.similar is not None else None
-        self._repetition.add(number, seen.key(), seen.loose_key(), seen.answer_key())
+        self._repetition.add(number, seen.key(), words.words if words else 0, seen.answer_key())
         if self.similar is not None and words is not None:
             self.similar.add(words)
         for split in self.splits:
@@ -273,7 +273,7 @@ class _Pass:
 
     def finish(self) -> None:
         """Everything that needs all rows."""
-        self._repetition.note(self.tallies, self.similar.repeated() if self.similar is not None else {})
+        self._repetition.note(self.tallies, self.similar.repeated() if self.similar is not None else None)
         labels = list(self._places)
         for group in groups(self._questions):
             first = labels[self._classes[group[0]]]

@@ -32,7 +32,7 @@ _NAMES = (
 
 def judge(data: Path) -> Iterator[Finding]:
     """One finding: the licence that stands beside `data`, that it restricts the use, or that there is none."""
-    found = _licence(data.parent)
+    found = _licence(data if data.is_dir() else data.parent)
     if found is None:
         yield finding("data.source.licence_missing")
         return

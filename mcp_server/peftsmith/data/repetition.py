@@ -24,18 +24,19 @@ class Repetition:
         self._loose = array("Q")
         self._answers = array("Q")
 
-    def add(self, number: int, exact: int, loose: int, answer: int) -> None:
+    def add(self, number: int, exact: int, words: int, answer: int) -> None:
         self._rows.append(number)
         self._exact.append(exact)
-        self._loose.append(loose)
+        self._loose.append(words)
         self._answers.append(answer)
 
     def number(self, place: int) -> int:
         return self._rows[place]
 
-    def note(self, tallies: Tallies, similar: dict[int, int]) -> None:
+    def note(self, tallies: Tallies, similar: dict[int, int] | None) -> None:
         """Count duplicates; rows that differ in case and white space; rows with few other words (`similar`)."""
-        exact, loose = repeated(self._exact), repeated(self._loose)
+        exact, loose = repeated(self._exact), repeated(self._loose) if similar is not None else {}
+        similar = similar or {}
         for place in sorted(exact.keys() | loose.keys() | similar.keys()):
             number = self._rows[place]
             if place in exact:

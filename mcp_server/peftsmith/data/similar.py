@@ -32,10 +32,14 @@ _WORDS = re.compile(f"{_UNSPACED.pattern}|[^\\s{_UNSPACED.pattern[1:-1]}]+")
 
 
 class Sketch(NamedTuple):
-    """The smallest hashes (signed, 32 bits) of the shingles of each side, in order."""
+    """The smallest hashes (signed, 32 bits) of the shingles of each side, in order.
+
+    `words` is equal (64 bits) for rows that differ in nothing but case and white space.
+    """
 
     asked: Sequence[int]
     answer: Sequence[int]
+    words: int = 0
 
     def marks(self) -> list[int]:
         """The smallest hashes of both sides together: rows that share one are compared."""
@@ -61,15 +65,20 @@ _words = _Words()
 
 
 def sketch(view: View) -> Sketch:
-    return Sketch(_smallest(view.asked, _ASKED), _smallest(view.answer, _ANSWER))
+    asked, answer = _numbers(view.asked), _numbers(view.answer)
+    words = hash((asked, answer, view.system, view.rest)) & 0xFFFFFFFFFFFFFFFF
+    return Sketch(_smallest(asked, _ASKED), _smallest(answer, _ANSWER), words)
 
 
-def _smallest(text: str, most: int) -> list[int]:
+def _numbers(text: str) -> tuple[int, ...]:
     folded = text.casefold()
     words = folded.split() if folded.isascii() or not _UNSPACED.search(folded) else _WORDS.findall(folded)
-    numbers = list(map(_words.__getitem__, words))
+    return tuple(map(_words.__getitem__, words))
+
+
+def _smallest(numbers: tuple[int, ...], most: int) -> list[int]:
     if len(numbers) < 3:
-        return [hash(tuple(numbers)) >> 32] if numbers else []
+        return [hash(numbers) >> 32] if numbers else []
     # The hash of a tuple of integers is the same in every process; that of a text is not.
     hashes = set(map(hash, zip(numbers, numbers[1:], numbers[2:], strict=False)))
     return [each >> 32 for each in sorted(hashes)[:most]]

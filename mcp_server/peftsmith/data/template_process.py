@@ -99,13 +99,16 @@ def render(
 ) -> dict[str, Any]:
     """The template's text for one conversation, and the character spans of its {% generation %} blocks.
 
-    OverflowError above `largest` characters.
+    `variables` hold the template's globals as well. OverflowError above `largest` characters.
     """
-    tracker = template.environment.tracker
+    environment = template.environment
+    tracker = environment.tracker
     tracker.size, tracker.spans = 0, []
     parts = []
-    for part in template.generate(
-        **{**variables, "messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
+    given = {**variables, "messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
+    # as Template.generate does, without copying the globals each time
+    for part in template.root_render_func(
+        environment.context_class(environment, given, template.name, template.blocks)
     ):
         tracker.size += len(part)
         if tracker.size > largest:
@@ -187,9 +190,11 @@ def main() -> None:
     limit_memory(setup["memory"])
     alarm(setup["seconds"])
     compiled: list[Any] = []
+    variables: dict[str, Any] = {}
 
     def compile_template() -> dict[str, Any]:
         compiled.append(made.from_string(setup["template"]))
+        variables.update({**compiled[0].globals, **setup["variables"]})
         return {"text": "", "spans": []}
 
     answers = [attempt(compile_template)]
@@ -201,7 +206,7 @@ def main() -> None:
             return
         alarm(request["seconds"])
         work = render_pair if request["pairs"] else render
-        answers = [attempt(partial(work, compiled[0], setup["variables"], *row)) for row in request["rows"]]
+        answers = [attempt(partial(work, compiled[0], variables, *row)) for row in request["rows"]]
 
 
 if __name__ == "__main__":

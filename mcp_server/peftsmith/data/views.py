@@ -31,7 +31,7 @@ class View(NamedTuple):
     stands above it. `beside` holds system messages and rejected answers. `rest` is what is not text (tool calls).
 
     `text` is all of it for looking through, parts divided by line feeds. `turns` are the roles in their order,
-    `earlier` the assistant's earlier answers.
+    `earlier` the assistant's earlier answers, `system` is what stands above all.
     """
 
     asked: str
@@ -40,6 +40,7 @@ class View(NamedTuple):
     rest: str = ""
     turns: tuple[str, ...] = ()
     earlier: str = ""
+    system: str = ""
 
     def question_key(self) -> int:
         """Equal (64 bits) for equal questions."""
@@ -52,10 +53,6 @@ class View(NamedTuple):
     def key(self) -> int:
         """Equal for equal rows."""
         return _hash((self.text, len(self.asked), len(self.answer), self.turns, self.rest))
-
-    def loose_key(self) -> int:
-        """Equal for rows that differ in nothing but case and white space."""
-        return _hash(loose(self.text))
 
     def answer_key(self) -> int:
         """Equal for rows in which the assistant says the same."""
@@ -96,13 +93,15 @@ def view(example: AnyExample) -> View:
 
 
 def _chat(example: Chat) -> View:
-    asked, answer, texts, turns, earlier = [], [], [], [], []
+    asked, answer, texts, turns, earlier, system = [], [], [], [], [], []
     rest = json.dumps(example.tools, sort_keys=True) if example.tools else ""
     for message in example.prompt:
         role, content = message["role"], message.get("content") or ""
         texts.append(content)
         if role not in SYSTEM:
             asked.append(content)
+        else:
+            system.append(content)
         if role == "assistant":
             earlier.append(content)
         turns.append(role)
@@ -118,7 +117,9 @@ def _chat(example: Chat) -> View:
     if rest:
         texts.append(rest)
     question = asked[0] if len(asked) == 1 else _PART.join(asked)
-    return View(question, "\n".join(answer), "\n".join(texts), rest, tuple(turns), "\n".join(earlier))
+    return View(
+        question, "\n".join(answer), "\n".join(texts), rest, tuple(turns), "\n".join(earlier), "\n".join(system)
+    )
 
 
 def _rest(message: Message) -> str:
