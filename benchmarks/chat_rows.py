@@ -11,42 +11,42 @@ import random
 from itertools import accumulate
 from pathlib import Path
 
-_FREQUENT = (
-    "the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which "
-    "one you were all her she there would their we him been has when who will no more if out so up said what its about "
-    "than into them can only other time new some could these two may first then do any like my now over such our man "
-    "me even most made after also well did many before must years where much your way should down because long each "
-    "just those people too good very make world still see own work men day get here between both under never same use"
-).split()
-_STEMS = (
-    "account adapt address alarm annual answer archive balance basket battery bill board bright build button cable "
-    "camera cancel card carrier chair charge check clean client code collect color comfort common complete computer "
-    "confirm connect content contract correct cost courier credit custom damage data date deliver depart deposit "
-    "design detail device differ direct discount display document double draft drive early electric email engine "
-    "enter error event exact expect export express factor fashion fast favor figure filter final finish fix flight "
-    "format forward frame friend garden gather general glass global group guard guide handle harbor health help hold "
-    "hotel house image import improve include increase inform install insure interest invoice issue item join key "
-    "label language late launch leather letter level library light limit list load local lock loan machine mail manage "
-    "market measure memory message meter method minute mobile model modern monitor motor mount music nation nature "
-    "network normal note notice number object offer office open option order organ pack page paint panel paper parcel "
-    "part pass path pattern pay period person phone photo picture place plan plant platform plate point policy port "
-    "post power present press price print private problem process product profile program project protect provide "
-    "public purchase quality question quick quiet radio range rate reach reason receipt record refund register "
-    "regular relate remote repair replace report request reserve reset result return review reward ring river room "
-    "route safe sale sample scale scan screen seal search season secure select sender serial service session set shelf "
-    "shift ship shop sign signal simple size smart sound source spare speed stage standard start state station status "
-    "stock store stream street strong student subject submit support surface switch system table tablet target tax "
-    "team term test text theme ticket tool total touch track trade train transfer travel treat trial type unit update "
-    "upgrade use user value vehicle version video view visit voice wait wall warm water web week weight window wire "
-    "wireless wood word write yard zone"
-).split()
+_FREQUENT = """
+    the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which
+    one you were all her she there would their we him been has when who will no more if out so up said what its about
+    than into them can only other time new some could these two may first then do any like my now over such our man
+    me even most made after also well did many before must years where much your way should down because long each
+    just those people too good very make world still see own work men day get here between both under never same use
+"""
+_STEMS = """
+    account adapt address alarm annual answer archive balance basket battery bill board bright build button cable
+    camera cancel card carrier chair charge check clean client code collect color comfort common complete computer
+    confirm connect content contract correct cost courier credit custom damage data date deliver depart deposit
+    design detail device differ direct discount display document double draft drive early electric email engine
+    enter error event exact expect export express factor fashion fast favor figure filter final finish fix flight
+    format forward frame friend garden gather general glass global group guard guide handle harbor health help hold
+    hotel house image import improve include increase inform install insure interest invoice issue item join key
+    label language late launch leather letter level library light limit list load local lock loan machine mail manage
+    market measure memory message meter method minute mobile model modern monitor motor mount music nation nature
+    network normal note notice number object offer office open option order organ pack page paint panel paper parcel
+    part pass path pattern pay period person phone photo picture place plan plant platform plate point policy port
+    post power present press price print private problem process product profile program project protect provide
+    public purchase quality question quick quiet radio range rate reach reason receipt record refund register
+    regular relate remote repair replace report request reserve reset result return review reward ring river room
+    route safe sale sample scale scan screen seal search season secure select sender serial service session set shelf
+    shift ship shop sign signal simple size smart sound source spare speed stage standard start state station status
+    stock store stream street strong student subject submit support surface switch system table tablet target tax
+    team term test text theme ticket tool total touch track trade train transfer travel treat trial type unit update
+    upgrade use user value vehicle version video view visit voice wait wall warm water web week weight window wire
+    wireless wood word write yard zone
+"""
 _ENDINGS = ["", "s", "ed", "ing", "er", "ers", "able", "ment", "ly", "ness", "ation", "ful", "less", "ize", "ity"]
 _BEGINNINGS = ["", "re", "un", "pre", "over", "multi", "non-"]
 _SCRIPTS = {
     "de": "der die das Straße Größe Bestellung Rechnung Käse schön für nicht können müssen Lieferung Tür übermorgen Öl",
     "fr": "le la les déjà reçu colis élève où être très année français société problème réponse équipe façon œuvre",
     "ru": "и в не на что заказ посылка ответ вопрос адрес время можно нужно почта оплата возврат сегодня доставка",
-    "ja": "注文 配送 返金 お問い合わせ 商品 確認 届きました ありがとうございます 住所 変更 電池 画面 不具合 領収書 保証",
+    "ja": "注文 配送 返金 お問い合わせ 商品 確認 届きました ありがとうございます 住所 変更 電池 画面 不具合 領収書",
     "zh": "订单 退款 您好 快递 地址 已经 没有 收到 请问 什么时候 发票 电池 屏幕 质量 客服 联系 我们 处理 问题",
     "ar": "الطلب الشحنة السلام عليكم العنوان متى تصل استرداد المبلغ شكرا جزيلا الفاتورة مشكلة الدفع حساب",
     "hi": "ऑर्डर पैकेज नमस्ते पता कब मिलेगा रिफंड धन्यवाद समस्या भुगतान खाता बिल कृपया सहायता उत्पाद",
@@ -61,11 +61,11 @@ class Rows:
 
     def __init__(self, seed: int = 0) -> None:
         self._draw = random.Random(seed)
-        stems = self._draw.sample(_STEMS, len(_STEMS))
+        stems = self._draw.sample(_STEMS.split(), len(_STEMS.split()))
         made = [f"{begin}{stem}{end}" for begin in _BEGINNINGS for end in _ENDINGS for stem in stems]
         names = [word.capitalize() for word in self._draw.sample(made[: 3 * len(stems)], 800)]
         codes = [f"{self._draw.choice('ABCX')}{self._draw.randrange(10**5)}" for _ in range(3000)]
-        self._words = list(dict.fromkeys([*_FREQUENT, *made[: 3 * len(stems)], *names, *made, *codes]))
+        self._words = list(dict.fromkeys([*_FREQUENT.split(), *made[: 3 * len(stems)], *names, *made, *codes]))
         self._weights = list(accumulate((rank + 3) ** -1.2 for rank in range(len(self._words))))
         self._scripts = [text.split() for text in _SCRIPTS.values()]
 

@@ -12,13 +12,13 @@ import json
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError, validate_call
 from pydantic.fields import FieldInfo
 
-from peftsmith import __version__, files
+from peftsmith import __version__, files, progress
 from peftsmith.data import show_terminal
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import EXIT_USAGE, exit_code
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     del options["command"]
     as_json = options.pop("json")
     coloured = not options.pop("no_colour") and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    if sys.stderr.isatty():
+        progress.listen(_bar)
     try:
         result = validate_call(operation.run)(**options)
     except PeftsmithError as error:
@@ -106,6 +108,10 @@ def _add_parameters(command: argparse.ArgumentParser, operation: Operation) -> N
         elif kind is bool:
             action = argparse.BooleanOptionalAction
             command.add_argument(_option(name), action=action, default=parameter.default, help=description)
+        elif kind is dict:
+            command.add_argument(_option(name), action=_Pairs, nargs="*", metavar="NAME=VALUE", help=description)
+        elif kind is list:
+            command.add_argument(_option(name), nargs="*", metavar="VALUE", help=description)
         else:
             command.add_argument(
                 _option(name),
@@ -116,6 +122,16 @@ def _add_parameters(command: argparse.ArgumentParser, operation: Operation) -> N
             )
 
 
+class _Pairs(argparse.Action):
+    """NAME=VALUE, as often as wanted, as one object."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        wrong = [value for value in values if "=" not in value]
+        if wrong:
+            parser.error(f"{self.option_strings[0]}: {wrong[0]!r} is not NAME=VALUE")
+        setattr(namespace, self.dest, dict(value.split("=", 1) for value in values))
+
+
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -124,7 +140,7 @@ def _with_default(description: str, parameter: inspect.Parameter) -> str:
     return description if parameter.default is None else f"{description} [{parameter.default}]".strip()
 
 
-def _kind(hint: Any) -> tuple[Callable[[str], Any], list[str] | None, str]:
+def _kind(hint: Any) -> tuple[Any, list[str] | None, str]:
     """(type of one value, allowed values if there are only some, description) of a parameter's annotation."""
     description = ""
     if get_origin(hint) is Annotated:
@@ -134,6 +150,8 @@ def _kind(hint: Any) -> tuple[Callable[[str], Any], list[str] | None, str]:
         hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) is Literal:
         return str, list(get_args(hint)), description.replace("%", "%%")
+    if hint in (dict[str, str], list[str]):
+        return get_origin(hint), None, description.replace("%", "%%")
     if get_origin(hint) in (dict, list):
         return json.loads, None, f"{description} JSON.".replace("%", "%%")
     return hint, None, description.replace("%", "%%")
@@ -145,6 +163,12 @@ def _refused(message: str, as_json: bool) -> int:
     else:
         print(f"peftsmith: {message}", file=sys.stderr)
     return EXIT_USAGE
+
+
+def _bar(done: int, total: int | None) -> None:
+    """Progress as one line on stderr, which the last call ends."""
+    known = f"{'#' * (30 * done // max(total, 1)):30} {done} of {total}" if total else str(done)
+    print(f"\r{known}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _show(result: Result, *, coloured: bool = False) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SHARE_OF_MEMORY = 0.9
 _MANY_LABELS = 50
 # What the generated scripts read; prepare_dataset writes the others so, where they are conversations.
+_READ = (".jsonl", ".json", ".csv", ".tsv")
 _WRITTEN = ("messages", "prompt_completion", "classification")
 
 
@@ -127,13 +128,12 @@ def _rows(wish: Wish, body: Anatomy) -> tuple[str | None, Report]:
 
     mapping = formats.Mapping.of(text_column=wish.text_column, label_column=wish.label_column)
     detected = formats.detect(wish.data, mapping)
-    if detected.format not in _WRITTEN:
+    if detected.format not in _WRITTEN or wish.data.suffix.lower() not in _READ:
         raise PeftsmithError(
-            f"Training scripts do not read rows of the format {detected.format}",
+            f"Training scripts do not read {detected.format} rows from this kind of file",
             value=str(wish.data),
-            next_step="Run prepare_dataset first and plan with the rows that it writes."
-            if detected.format in ("sharegpt", "alpaca")
-            else "Give rows with messages, with prompt and completion, or with text and label.",
+            next_step="Run prepare_dataset first and plan with the rows that it writes (messages, prompt and "
+            "completion, or text and label).",
         )
     labels = sorted(detected.labels) if detected.format == "classification" else []
     system_prompt = wish.system_prompt or _instruction(labels)

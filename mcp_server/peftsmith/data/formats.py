@@ -19,7 +19,7 @@ from peftsmith.data.convert import as_chat, to_example
 from peftsmith.data.examples import Message
 from peftsmith.data.faults import RowFault
 from peftsmith.data.mapping import FIELDS, FORMATS, Mapping
-from peftsmith.data.reading import Row, read_rows
+from peftsmith.data.reading import Row, class_names, read_rows
 from peftsmith.errors import PeftsmithError
 from peftsmith.plan import DataFormat
 
@@ -30,6 +30,7 @@ __all__ = [
 
 MOST_LABELS = 1000
 _SAMPLE = 1000
+_WITH_LABELS: dict[DataFormat, str] = {"classification": "label", "token_classification": "tags"}
 # The columns of the first are also those of the second, which says nothing against the first.
 _IMPLIED: dict[DataFormat, tuple[DataFormat, ...]] = {
     "preference": ("messages", "sharegpt"),
@@ -141,7 +142,10 @@ def detect(path: Path, mapping: Mapping | None = None) -> Detected:
         reason += f"; {unsure}"
     if unsure or doubtful * 2 > len(sample):
         confidence /= 2
-    labels = _labels(sample, rows, resolved) if best in ("classification", "token_classification") else []
+    if best in _WITH_LABELS and not resolved.label_names:
+        names = class_names(path).get(resolved.columns[_WITH_LABELS[best]], ())
+        resolved = replace(resolved, label_names=names)
+    labels = _labels(sample, rows, resolved) if best in _WITH_LABELS else []
     return Detected(resolved, round(confidence, 4), reason, labels)
 
 
@@ -216,7 +220,8 @@ def _labels(sample: list[Lookup[str, Any]], rest: Iterator[Row], mapping: Mappin
 
 
 def _add_labels(found: set[str], value: Lookup[str, Any], mapping: Mapping) -> None:
-    name = "tags" if mapping.format == "token_classification" else "label"
+    assert mapping.format is not None
+    name = _WITH_LABELS[mapping.format]
     held = mapping.get(value, name)
     try:
         found.update(faults.label(each, mapping.label_names) for each in (held if isinstance(held, list) else [held]))

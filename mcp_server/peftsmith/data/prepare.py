@@ -20,28 +20,27 @@ from typing import Any, TextIO
 from uuid import uuid4
 
 from peftsmith import files
-from peftsmith.data import content, formats, normal, reading
+from peftsmith.data import formats, normal, reading
 from peftsmith.data.audit import LEAST_CONFIDENCE
 from peftsmith.data.examples import (
     AnyExample,
-    Chat,
     Classified,
     Judged,
-    Pair,
-    Plain,
-    Preference,
-    Side,
-    Tagged,
 )
 from peftsmith.data.faults import RowFault
 from peftsmith.data.formats import Detected
+from peftsmith.data.loader import Loader
+from peftsmith.data.loader import run as run_loader
 from peftsmith.data.split import Groups
+from peftsmith.data.views import loose, view
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 
 SPLITS = ("train", "eval", "test")
 REJECTS = "rejects.jsonl"
 RECORD = "prepared.json"
+_SORTED = json.JSONEncoder(sort_keys=True)
+_PLAIN = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,7 @@ def prepare(
     label_column: str = "label",
     mapping: formats.Mapping | None = None,
     group_by: str | None = None,
+    loader: Loader | None = None,
 ) -> Prepared:
     """Write train.jsonl, eval.jsonl, test.jsonl, rejects.jsonl and prepared.json into the new folder `output`.
 
@@ -97,7 +97,7 @@ def prepare(
     only in case or white space go into the same split, and so do rows with the same value in the column `group_by`.
     Shares are of the usable rows, kept for each label as nearly as whole groups allow. The folder appears complete or
     not at all. Raises PeftsmithError for shares that leave no training rows, an output that is in use, and a source
-    without usable rows.
+    without usable rows. With a `loader`, the rows are those that it makes of `path` (row numbers: its order).
     """
     if eval_share < 0 or test_share < 0 or eval_share + test_share >= 1:
         raise PeftsmithError(
@@ -109,40 +109,24 @@ def prepare(
         raise PeftsmithError(
             "The output folder is in use", value=str(output), next_step="Name a folder that does not exist yet."
         )
-    before = reading.fingerprint(path)
     stated = mapping or formats.Mapping.of(text_column=text_column, label_column=label_column)
-    detected = formats.detect(path, stated)
-    rows = _sort_out(path, detected, group_by)
-    if not len(rows.groups):
-        first = next(iter(rows.reasons.values()), "no rows")
-        raise PeftsmithError(
-            f"None of the {len(rows.place)} rows can be used",
-            value=first,
-            next_step="Repair the source; audit_dataset says more.",
-        )
-    shares = {"test": test_share, "eval": eval_share}
-    split_of = rows.groups.split(shares, seed)
-    counts = Counter(split_of)
+    options = {"eval_share": eval_share, "test_share": test_share, "seed": seed, "group_by": group_by}
+    before = reading.fingerprint(path)
     building = output.parent / f".{output.name}.{uuid4().hex[:8]}"
     building.mkdir(parents=True)
     try:
-        _write(building, path, detected, rows, split_of)
+        rows_file = path
+        if loader is not None:
+            rows_file = building / "loaded.jsonl"
+            run_loader(loader, path, rows_file)
+            options["loader_sha256"] = files.sha256_file(loader.file)
+        done = _build(building, rows_file, output, before, stated, options)
         if reading.fingerprint(path) != before:
             raise PeftsmithError(
                 "The source changed while it was read", value=str(path), next_step="Try again when it is complete."
             )
-        splits = {
-            name: {
-                "path": str(output / f"{name}.jsonl"),
-                "sha256": files.sha256_file(building / f"{name}.jsonl"),
-                "rows": counts[name],
-            }
-            for name in SPLITS
-            if counts[name]
-        }
-        done = _done(path, output, before, detected, rows, split_of, splits, shares)
-        options = {"eval_share": eval_share, "test_share": test_share, "seed": seed, "group_by": group_by}
-        files.write_json(building / RECORD, _record(done, building, options))
+        if loader is not None:
+            rows_file.unlink()
         building.replace(output)
     except OSError as error:
         raise PeftsmithError(
@@ -152,6 +136,42 @@ def prepare(
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    return done
+
+
+def _build(
+    building: Path,
+    path: Path,
+    output: Path,
+    source_sha256: str,
+    stated: formats.Mapping,
+    options: dict[str, Any],
+) -> Prepared:
+    """Everything in the folder `building`, which is to become `output`."""
+    detected = formats.detect(path, stated)
+    rows = _sort_out(path, detected, options["group_by"])
+    if not len(rows.groups):
+        first = next(iter(rows.reasons.values()), "no rows")
+        raise PeftsmithError(
+            f"None of the {len(rows.place)} rows can be used",
+            value=first,
+            next_step="Repair the source; audit_dataset says more.",
+        )
+    shares = {"test": options["test_share"], "eval": options["eval_share"]}
+    split_of = rows.groups.split(shares, options["seed"])
+    counts = Counter(split_of)
+    _write(building, path, detected, rows, split_of)
+    splits = {
+        name: {
+            "path": str(output / f"{name}.jsonl"),
+            "sha256": files.sha256_file(building / f"{name}.jsonl"),
+            "rows": counts[name],
+        }
+        for name in SPLITS
+        if counts[name]
+    }
+    done = _done(output, source_sha256, detected, rows, split_of, splits, shares)
+    files.write_json(building / RECORD, _record(done, building, options))
     return done
 
 
@@ -170,7 +190,7 @@ def _sort_out(path: Path, detected: Detected, group_by: str | None) -> _Sorted:
             keys = [_question_key(example)]
             if group_by is not None:
                 keys.append(_group_key(row.value, group_by))
-            exact = _hash(json.dumps(normal.to_row(example, detected.format), sort_keys=True))
+            exact = _hash(_SORTED.encode(normal.to_row(example, detected.format)))
         except RowFault as fault:
             rows.reasons[len(rows.place)] = f"{fault.kind}: {fault}"
             rows.place.append(-1)
@@ -199,21 +219,7 @@ def _label(example: AnyExample) -> str:
 
 def _question_key(example: AnyExample) -> bytes:
     """Equal for examples that ask the same, case and white space aside; the text itself where nothing is asked."""
-    match example:
-        case Chat():
-            return content.loose_key(content.question(example))
-        case Classified():
-            asked: list[Side] = [example.text, example.second or ""]
-        case Preference() | Judged():
-            asked = [example.prompt]
-        case Plain():
-            asked = [example.prompt or example.completion]
-        case Tagged():
-            asked = [" ".join(example.words)]
-        case Pair():
-            asked = [example.source]
-    parts = [side if isinstance(side, str) else json.dumps(side, sort_keys=True, ensure_ascii=False) for side in asked]
-    return _hash("\0".join(content.loose_text(part) for part in parts))
+    return _hash(loose(view(example).asked))
 
 
 def _group_key(value: Mapping[str, Any], column: str) -> bytes:
@@ -242,14 +248,13 @@ def _write(folder: Path, path: Path, detected: Detected, rows: _Sorted, split_of
                 rejects.write(json.dumps(line, ensure_ascii=True) + "\n")
             elif row.value is not None:
                 line = normal.to_row(formats.to_example(row.value, detected.mapping), detected.format)
-                out[split_of[place]].write(json.dumps(line, ensure_ascii=False) + "\n")
+                out[split_of[place]].write(_PLAIN.encode(line) + "\n")
         for stream in (*out.values(), rejects):
             stream.flush()
             os.fsync(stream.fileno())
 
 
 def _done(
-    path: Path,
     output: Path,
     source_sha256: str,
     detected: Detected,

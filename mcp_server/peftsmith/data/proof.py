@@ -22,7 +22,7 @@ from peftsmith.data.audit import FAULT_FINDING
 from peftsmith.data.examples import AnyExample
 from peftsmith.data.faults import RowFault
 from peftsmith.data.labels import Labelled, Row, Settings, SettingsRefused
-from peftsmith.data.reading import read_rows
+from peftsmith.data.reading import fingerprint, read_rows
 from peftsmith.data.rendering import NoTemplate, Renderer
 from peftsmith.data.supervision import Supervision
 from peftsmith.data.templating import TemplateRefused, TemplateStopped
@@ -92,7 +92,7 @@ class Proof:
 def inputs(path: Path, folder: Path, settings: Settings) -> dict[str, Any]:
     """What a proof depends on, as hashes: the data file, the settings, the tokenizer's and template's files."""
     return {
-        "data": files.sha256_file(path),
+        "data": fingerprint(path),
         "settings": settings_hash(settings),
         "tokenizer": tokenizer_hashes(folder),
     }

@@ -117,7 +117,7 @@ def show(
     )
 
 
-def tokenizer_of(model: str | None, revision: str | None) -> Path:
+def tokenizer_of(model: str | None) -> Path:
     """The folder with a base model's tokenizer; without a model there is nothing to show."""
     from peftsmith.model import source
 
@@ -126,7 +126,7 @@ def tokenizer_of(model: str | None, revision: str | None) -> Path:
             "What carries loss depends on the model's tokenizer and template",
             next_step="Name the base model (--model): a local folder or a hub id.",
         )
-    return source.tokenizer_folder(source.open_model(model, revision))
+    return source.tokenizer_folder(source.open_model(model))
 
 
 def settings_for(detected: Detected, loss: Loss, max_length: int | None) -> Settings:

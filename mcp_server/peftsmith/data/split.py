@@ -81,7 +81,16 @@ class Groups:
                 owed[name] -= sum(sizes[group] for group in taken)
                 split_of.update(dict.fromkeys(taken, name))
                 left = passed
+        self._keep_every_label(roots, split_of)
         return [split_of.get(root, TRAIN) for root in roots]
+
+    def _keep_every_label(self, roots: array[int], split_of: dict[int, str]) -> None:
+        """Give train the first group of each label that it lacks: rows of one group may have several labels."""
+        trained = {label for label, root in zip(self._labels, roots, strict=True) if root not in split_of}
+        for label, root in zip(self._labels, roots, strict=True):
+            if label not in trained:
+                split_of.pop(root, None)
+                trained.add(label)
 
 
 def _take(groups: list[int], sizes: Mapping[int, int], wanted: int) -> tuple[list[int], list[int]]:

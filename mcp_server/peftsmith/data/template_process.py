@@ -1,6 +1,6 @@
 """The process that renders chat templates: its own interpreter, with limits on time, memory and output.
 
-Knows: Jinja set up as transformers 5 does it, and a protocol of one JSON line in, one JSON line out.
+Knows: Jinja set up as transformers 5 does it, and a protocol of frames: marshal in, a JSON header and texts out.
 Does not know: anything else of peftsmith; it runs as a file under `python -I` and imports only jinja2.
 
 A chat template is a program from whoever uploaded the model. Jinja's sandbox stops attribute access and imports, but
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import marshal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -98,19 +99,34 @@ def render(
 ) -> dict[str, Any]:
     """The template's text for one conversation, and the character spans of its {% generation %} blocks.
 
-    OverflowError above `largest` characters.
+    `variables` hold the template's globals as well. OverflowError above `largest` characters.
     """
-    tracker = template.environment.tracker
+    environment = template.environment
+    tracker = environment.tracker
     tracker.size, tracker.spans = 0, []
     parts = []
-    for part in template.generate(
-        **{**variables, "messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
+    given = {**variables, "messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
+    # as Template.generate does, without copying the globals each time
+    for part in template.root_render_func(
+        environment.context_class(environment, given, template.name, template.blocks)
     ):
         tracker.size += len(part)
         if tracker.size > largest:
             raise OverflowError(f"more than {largest} characters from one row")
         parts.append(part)
     return {"text": "".join(parts), "spans": tracker.spans}
+
+
+def render_pair(
+    template: Any, variables: dict[str, Any], messages: list[Any], turns: int, largest: int, tools: Any = None
+) -> dict[str, Any]:
+    """`render` of the whole, with `prompt`: how much of it the first `turns` messages with a generation prompt are.
+
+    That is a number of characters, or their text where the whole does not begin with it.
+    """
+    prompt = render(template, variables, messages[:turns], True, largest, tools)["text"]
+    whole = render(template, variables, messages, False, largest, tools)
+    return {**whole, "prompt": len(prompt) if whole["text"].startswith(prompt) else prompt}
 
 
 def limit_memory(size: int) -> None:
@@ -140,30 +156,57 @@ def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"refused": f"{type(error).__name__}: {error}"[:500]}
 
 
+def read_frame() -> Any:
+    """What the parent wrote: eight bytes of length, then marshal. None at the end. The parent is trusted."""
+    source = sys.stdin.buffer
+    head = source.read(8)
+    return marshal.loads(source.read(int.from_bytes(head, "big"))) if len(head) == 8 else None
+
+
+def write_frame(answers: list[dict[str, Any]]) -> None:
+    """Eight bytes each of the lengths of header and body, the answers as JSON without their texts, and the texts.
+
+    In the header `text` is the length of the text in bytes of UTF-8.
+    """
+    texts = []
+    for answer in answers:
+        if "text" in answer:
+            text = answer["text"].encode("utf-8", "surrogatepass")
+            answer["text"] = len(text)
+            texts.append(text)
+    header, body = json.dumps(answers).encode("ascii"), b"".join(texts)
+    sys.stdout.buffer.write(len(header).to_bytes(8, "big") + len(body).to_bytes(8, "big") + header + body)
+    sys.stdout.buffer.flush()
+
+
 def main() -> None:
-    """First {path, template, variables, memory, seconds}, then {seconds, rows: [[messages, prompt, largest, tools]]}"""
-    setup = json.loads(sys.stdin.readline())
+    """First {path, template, variables, memory, seconds}, then {seconds, pairs, rows}.
+
+    A row is [messages, prompt, largest, tools], of pairs [messages, turns, largest, tools].
+    """
+    setup = read_frame()
     sys.path[:] = setup["path"]
     made = environment()
     limit_memory(setup["memory"])
     alarm(setup["seconds"])
     compiled: list[Any] = []
+    variables: dict[str, Any] = {}
 
     def compile_template() -> dict[str, Any]:
         compiled.append(made.from_string(setup["template"]))
+        variables.update({**compiled[0].globals, **setup["variables"]})
         return {"text": "", "spans": []}
 
     answers = [attempt(compile_template)]
     while True:
         alarm(0)
-        sys.stdout.write(json.dumps(answers) + "\n")
-        sys.stdout.flush()
-        line = sys.stdin.readline()
-        if not line or not compiled:
+        write_frame(answers)
+        request = read_frame()
+        if request is None or not compiled:
             return
-        request = json.loads(line)
         alarm(request["seconds"])
-        answers = [attempt(partial(render, compiled[0], setup["variables"], *row)) for row in request["rows"]]
+        work = render_pair if request["pairs"] else render
+        answers = [attempt(partial(work, compiled[0], variables, *row)) for row in request["rows"]]
 
 
 if __name__ == "__main__":
