@@ -21,7 +21,8 @@ It works on this machine; long work runs in the background and outlives this ser
 
 Order of work:
 1. inspect_machine, inspect_model, audit_dataset: what there is. find_target_modules, estimate_memory, estimate_time \
-on demand; prepare_dataset when the rows need splitting. make_environment when no training environment is found.
+on demand; prepare_dataset when the rows need converting or splitting (write_loader \
+for other sources). make_environment when no training environment is found.
 2. plan_finetune writes plan.yaml (intent) and plan.lock.json (facts, with the why of every value).
 3. generate_project writes scripts that need no peftsmith; check_project vets them and runs them on a tiny twin of \
 the model. It returns the digest that start_run demands.
