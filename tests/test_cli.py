@@ -79,3 +79,15 @@ def test_output_has_no_colour_codes_when_it_is_not_a_terminal(tiny_model):
     )
     assert "llama" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_columns_and_label_names_on_the_command_line(capsys, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"q": "text {i}", "k": {i % 2}}}\n' for i in range(20)), encoding="utf-8")
+    arguments = ["prepare", str(rows), str(tmp_path / "out"), "--json", "--columns", "text=q", "label=k"]
+    assert cli.main([*arguments, "--label-names", "no", "yes"]) in (0, 1)
+    prepared = json.loads(capsys.readouterr().out)["prepared"]
+    assert prepared["format"] == "classification" and set(prepared["labels"]["train"]) == {"no", "yes"}
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--roles", "bot"])
+    assert "is not NAME=VALUE" in capsys.readouterr().err
