@@ -15,7 +15,6 @@ from pydantic import Field
 
 from peftsmith import files
 from peftsmith.finding import Finding, worst_first
-from peftsmith.plan import DataFormat
 
 Result = dict[str, Any]
 Project = Annotated[str, Field(description="Folder of the fine-tuning project, relative to the working folder.")]
@@ -23,6 +22,11 @@ Model = Annotated[str, Field(description="Base model: a local folder or a hub id
 Revision = Annotated[str | None, Field(description="Commit of the hub model (40 hex digits).")]
 Exact = Annotated[bool, Field(description="Ask the real classes (needs a training environment).")]
 Rows = Annotated[str, Field(description="JSON lines, JSON, CSV, Parquet or Arrow file, folder of them, or hub id.")]
+# The same as plan.DataFormat, which a start without a plan must not import; a test compares the two.
+DataFormat = Literal[
+    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "classification",
+    "token_classification", "seq2seq",
+]  # fmt: skip
 Format = Annotated[DataFormat | None, Field(description="What the rows are; worked out when left out.")]
 Columns = Annotated[
     dict[str, str] | None, Field(description="Field of the format -> column, such as prompt: question.")

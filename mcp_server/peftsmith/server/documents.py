@@ -21,7 +21,8 @@ It works on this machine; long work runs in the background and outlives this ser
 
 Order of work:
 1. inspect_machine, inspect_model, audit_dataset: what there is. find_target_modules, estimate_memory, estimate_time \
-on demand; show_dataset for what carries loss; prepare_dataset to split rows. make_environment when there is none.
+on demand; show_dataset for what carries loss; prepare_dataset to convert or split rows (write_loader for \
+other sources). make_environment when there is none.
 2. plan_finetune writes plan.yaml (intent) and plan.lock.json (facts, with the why of every value).
 3. generate_project writes scripts that need no peftsmith; check_project vets them, proves the loss mask and runs a \
 tiny twin. It returns the digest that start_run demands. apply_fix makes a change that it offered.
