@@ -101,3 +101,15 @@ def test_what_files_say_cannot_steer_the_terminal(capsys):
     assert shown.splitlines()[0].split() == ["name", "a", "]0;title", "b"]
     assert "\x1b" not in shown and "\x07" not in shown
     assert shown.splitlines()[1:] == ["layers", "  1", "    kind [2J 1.5", "  2", "    kind none", "no findings"]
+
+
+def test_columns_and_label_names_on_the_command_line(capsys, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"q": "text {i}", "k": {i % 2}}}\n' for i in range(20)), encoding="utf-8")
+    arguments = ["prepare", str(rows), str(tmp_path / "out"), "--json", "--columns", "text=q", "label=k"]
+    assert cli.main([*arguments, "--label-names", "no", "yes"]) in (0, 1)
+    prepared = json.loads(capsys.readouterr().out)["prepared"]
+    assert prepared["format"] == "classification" and set(prepared["labels"]["train"]) == {"no", "yes"}
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--roles", "bot"])
+    assert "is not NAME=VALUE" in capsys.readouterr().err

@@ -21,6 +21,22 @@ Project = Annotated[str, Field(description="Folder of the fine-tuning project, r
 Model = Annotated[str, Field(description="Base model: a local folder or a hub id such as owner/name.")]
 Revision = Annotated[str | None, Field(description="Commit of the hub model (40 hex digits).")]
 Exact = Annotated[bool, Field(description="Ask the real classes (needs a training environment).")]
+Rows = Annotated[str, Field(description="JSON lines, JSON, CSV, Parquet or Arrow file, folder of them, or hub id.")]
+# The same as plan.DataFormat, which a start without a plan must not import; a test compares the two.
+DataFormat = Literal[
+    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "classification",
+    "token_classification", "seq2seq",
+]  # fmt: skip
+Format = Annotated[DataFormat | None, Field(description="What the rows are; worked out when left out.")]
+Columns = Annotated[
+    dict[str, str] | None, Field(description="Field of the format -> column, such as prompt: question.")
+]
+Roles = Annotated[
+    dict[str, str] | None, Field(description="Role as the rows write it -> role, such as bot: assistant.")
+]
+LabelNames = Annotated[list[str] | None, Field(description="Names of labels that the rows hold as 0, 1, 2, ...")]
+Split = Annotated[str, Field(description="Of a hub data set: split, or subset/split.")]
+DataRevision = Annotated[str | None, Field(description="Commit of the hub data set (40 hex digits).")]
 
 
 def _result(findings: Iterable[Finding], **rest: Any) -> Result:
@@ -121,60 +137,148 @@ def find_target_modules(
 
 
 def audit_dataset(
-    data: Annotated[str, Field(description="The training rows: a .jsonl, .json or .csv file.")],
+    data: Rows,
     model: Annotated[
         str | None, Field(description="Base model whose tokenizer and chat template will be used.")
     ] = None,
     test: Annotated[
         str | None, Field(description="Rows kept for the test; checked for overlap with the training rows.")
     ] = None,
+    eval: Annotated[str | None, Field(description="Rows kept for evaluation while training; checked likewise.")] = None,
     max_length: Annotated[int, Field(ge=8, description="Longest row in tokens that training would keep.")] = 1024,
+    batch_size: Annotated[int, Field(ge=1, description="Rows of a batch, for the share of padding.")] = 8,
+    near_duplicates: Annotated[bool, Field(description="Also look for rows with nearly the same words.")] = True,
+    scans: Annotated[bool, Field(description="Also look through each text: secrets, personal data, damage.")] = True,
     text_column: str = "text",
     label_column: str = "label",
     system_prompt: Annotated[
         str | None, Field(description="System message that the plan would put before each row.")
     ] = None,
+    format: Format = None,
+    columns: Columns = None,
+    roles: Roles = None,
+    label_names: LabelNames = None,
+    split: Split = "train",
+    revision: DataRevision = None,
 ) -> Result:
     """What is wrong with a data set before it costs anything: format, rows, tokens after the real chat template,
-    truncation, duplicates, overlap with the test rows, empty or broken rows, label balance, secrets; and a suggested
-    max_length."""
-    from peftsmith.data import audit
+    truncation, padding, duplicates, overlap with test and eval rows, empty or broken rows, labels, secrets, personal
+    data, licence; and a suggested max_length, packing and batch."""
+    from peftsmith import progress
+    from peftsmith.data import audit, mapping, source
 
+    rows = source.locate(data, split, revision)
     report = audit.audit(
-        files.resolve(data),
+        rows.path,
         model=model,
         test=files.resolve(test) if test else None,
+        eval=files.resolve(eval) if eval else None,
         max_length=max_length,
-        text_column=text_column,
-        label_column=label_column,
+        batch_size=batch_size,
+        mapping=mapping.Mapping.of(format, columns, text_column, label_column, roles, tuple(label_names or ())),
+        system_prompt=system_prompt,
+        near_duplicates=near_duplicates,
+        scans=scans,
+        progress=progress.listener(),
+    )
+    return _result([*rows.findings, *report.findings], audit=report.to_json())
+
+
+def show_dataset(
+    data: Rows,
+    model: Annotated[str | None, Field(description="Base model whose tokenizer and chat template are used.")] = None,
+    rows: Annotated[int, Field(ge=1, le=200, description="How many rows to look at closely.")] = 3,
+    loss: Annotated[
+        Literal["answer", "assistant", "all"],
+        Field(description="Where the loss shall lie: the last answer, all that the assistant says, everything."),
+    ] = "answer",
+    max_length: Annotated[int, Field(ge=8, description="Longest row in tokens that training would keep.")] = 1024,
+    html: Annotated[str | None, Field(description="Also write a page with rows, lengths and duplicates here.")] = None,
+    system_prompt: str | None = None,
+    text_column: str = "text",
+    label_column: str = "label",
+    format: Format = None,
+    columns: Columns = None,
+    roles: Roles = None,
+    label_names: LabelNames = None,
+    split: Split = "train",
+    revision: DataRevision = None,
+) -> Result:
+    """Rows as the trainer will see them, with the text that carries loss set apart; lengths and duplicates."""
+    from peftsmith.data import mapping, show, show_html, source
+
+    found = source.locate(data, split, revision)
+    seen = show.show(
+        found.path,
+        show.tokenizer_of(model),
+        rows=rows,
+        loss=loss,
+        max_length=max_length,
+        mapping=mapping.Mapping.of(format, columns, text_column, label_column, roles, tuple(label_names or ())),
         system_prompt=system_prompt,
     )
-    return _result(report.findings, audit=report.to_json())
+    place = files.resolve(html, must_exist=False) if html else None
+    if place is not None:
+        files.write_text(place, show_html.page(seen))
+    return _result(
+        [*found.findings, *seen.findings],
+        counts=seen.counts,
+        duplicates=seen.duplicates,
+        html=str(place) if place else None,
+        rows=[row.to_json() for row in seen.rows],
+    )
 
 
 def prepare_dataset(
-    data: Annotated[str, Field(description="The source rows: a .jsonl, .json or .csv file.")],
+    data: Rows,
     output: Annotated[str, Field(description="New folder for train.jsonl, eval.jsonl, test.jsonl and rejects.jsonl.")],
     eval_share: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     seed: Annotated[int, Field(ge=0)] = 0,
     text_column: str = "text",
     label_column: str = "label",
+    format: Format = None,
+    columns: Columns = None,
+    roles: Roles = None,
+    label_names: LabelNames = None,
+    group_by: Annotated[str | None, Field(description="Column whose equal values stay in one split.")] = None,
+    split: Split = "train",
+    revision: DataRevision = None,
+    loader: Annotated[str | None, Field(description="Your own Python file with rows(path), see write_loader.")] = None,
+    loader_python: Annotated[
+        Literal["own", "training"], Field(description="Which Python runs the loader: peftsmith's or the training one.")
+    ] = "own",
 ) -> Result:
-    """Write normalised train, eval and test splits (seeded, stratified by label), and the rows that cannot be used
-    into rejects.jsonl with line number and reason: no row is lost in silence."""
-    from peftsmith.data import prepare
+    """Write normalised train, eval and test splits (seeded, stratified by label, groups kept together), and the rows
+    that cannot be used into rejects.jsonl with line number and reason: no row is lost in silence."""
+    from peftsmith.data import loader as loading
+    from peftsmith.data import mapping, prepare, source
 
+    rows = source.locate(data, split, revision)
+    target = files.resolve(output, must_exist=False)
     done = prepare.prepare(
-        files.resolve(data),
-        files.resolve(output, must_exist=False),
+        rows.path,
+        target,
         eval_share=eval_share,
         test_share=test_share,
         seed=seed,
-        text_column=text_column,
-        label_column=label_column,
+        mapping=mapping.Mapping.of(format, columns, text_column, label_column, roles, tuple(label_names or ())),
+        group_by=group_by,
+        loader=loading.Loader(files.resolve(loader), loading.python(loader_python, target)) if loader else None,
     )
-    return _result(done.findings, prepared=done.to_json())
+    return _result([*rows.findings, *done.findings], prepared=done.to_json())
+
+
+def write_loader(
+    folder: Annotated[str, Field(description="Folder for the two files.")] = ".",
+    name: Annotated[str, Field(description="Name of the Python module.")] = "my_loader",
+) -> Result:
+    """Write a loader for sources that are read no other way: a Python file with rows(path) to change, and its test.
+    prepare_dataset runs it in a process of its own."""
+    from peftsmith.data import loader
+
+    made = loader.write(files.resolve(folder), name)
+    return _result([], files=[str(path) for path in made])
 
 
 def estimate_memory(
@@ -346,6 +450,18 @@ def check_project(
     return _result(checked.findings, digest=checked.digest, proofs=checked.proofs)
 
 
+def apply_fix(
+    project: Project,
+    finding_id: Annotated[str, Field(description="A finding of the last check_project with `patch` in its evidence.")],
+    confirm: Annotated[bool, Field(description="Set to true to write it; else only shown.")] = False,
+) -> Result:
+    """Make the change of plan.yaml that check_project offered for a finding about the loss mask (a longer max_length,
+    a template with generation blocks, a pad token of its own). Then run generate_project and check_project again."""
+    from peftsmith.project import mask
+
+    return _result([], **mask.apply(files.resolve(project), finding_id, confirm=confirm))
+
+
 def start_run(
     project: Project,
     kind: Annotated[Literal["smoke", "train", "evaluate", "merge"], Field(description="smoke: a few real steps.")],
@@ -444,12 +560,15 @@ OPERATIONS: dict[str, Operation] = {
         Operation(inspect_model, "Inspect a base model"),
         Operation(find_target_modules, "Find target modules"),
         Operation(audit_dataset, "Audit a data set"),
+        Operation(show_dataset, "Show what carries loss", reads_only=False),
         Operation(prepare_dataset, "Prepare a data set", reads_only=False),
+        Operation(write_loader, "Write a loader for your own data", reads_only=False),
         Operation(estimate_memory, "Estimate memory"),
         Operation(estimate_time, "Estimate time and cost"),
         Operation(plan_finetune, "Plan a fine-tune", reads_only=False),
         Operation(generate_project, "Generate the project", reads_only=False),
         Operation(check_project, "Check the project", reads_only=False),
+        Operation(apply_fix, "Apply an offered fix", reads_only=False),
         Operation(start_run, "Start a run", reads_only=False),
         Operation(get_run, "Follow a run"),
         Operation(list_runs, "List runs"),
