@@ -243,6 +243,7 @@ def test_no_row_of_any_mix_is_lost(tmp_path_factory, picks, broken, group_by, dr
     folder = tmp_path_factory.mktemp("mix")
     rows = [*({**varied(MIXED[kind], number), "group": number} for kind, number in picks), *broken]
     draw.shuffle(rows)
+    rows.sort(key=lambda row: row == "[]")  # a file that begins with [ is an array, not lines
     path = source(folder, rows)
     out = folder / "out"
     try:

@@ -6,7 +6,6 @@ Does not know: how rows are drawn (split.py) or written down (normal.py), tokens
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,25 +20,19 @@ from uuid import uuid4
 
 from peftsmith import files
 from peftsmith.data import formats, normal, reading
+from peftsmith.data import keys as keys_of
 from peftsmith.data.audit import LEAST_CONFIDENCE
-from peftsmith.data.examples import (
-    AnyExample,
-    Classified,
-    Judged,
-)
 from peftsmith.data.faults import RowFault
 from peftsmith.data.formats import Detected
 from peftsmith.data.loader import Loader
 from peftsmith.data.loader import run as run_loader
 from peftsmith.data.split import Groups
-from peftsmith.data.views import loose, view
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 
 SPLITS = ("train", "eval", "test")
 REJECTS = "rejects.jsonl"
 RECORD = "prepared.json"
-_SORTED = json.JSONEncoder(sort_keys=True)
 _PLAIN = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -187,10 +180,10 @@ def _sort_out(path: Path, detected: Detected, group_by: str | None) -> _Sorted:
             continue
         try:
             example = formats.to_example(row.value, detected.mapping)
-            keys = [_question_key(example)]
+            keys = [keys_of.question(example)]
             if group_by is not None:
-                keys.append(_group_key(row.value, group_by))
-            exact = _hash(_SORTED.encode(normal.to_row(example, detected.format)))
+                keys.append(keys_of.group(row.value, group_by))
+            exact = keys_of.exact(normal.to_row(example, detected.format))
         except RowFault as fault:
             rows.reasons[len(rows.place)] = f"{fault.kind}: {fault}"
             rows.place.append(-1)
@@ -203,34 +196,8 @@ def _sort_out(path: Path, detected: Detected, group_by: str | None) -> _Sorted:
         if len(rows.dropped) < 1000:
             rows.dropped |= row.value.keys() - kept
         rows.place.append(len(rows.groups))
-        rows.groups.add(keys, _label(example))
+        rows.groups.add(keys, keys_of.label(example))
     return rows
-
-
-def _label(example: AnyExample) -> str:
-    """What the splits keep the proportions of; "" where there is nothing."""
-    match example:
-        case Classified():
-            return example.label
-        case Judged():
-            return json.dumps(example.desirable)
-    return ""
-
-
-def _question_key(example: AnyExample) -> bytes:
-    """Equal for examples that ask the same, case and white space aside; the text itself where nothing is asked."""
-    return _hash(loose(view(example).asked))
-
-
-def _group_key(value: Mapping[str, Any], column: str) -> bytes:
-    group = value.get(column)
-    if group is None:
-        raise RowFault("shape", f"the row has nothing in the column {files.clean(column, 60)!r} that groups rows")
-    return b"group" + _hash(json.dumps(group, sort_keys=True, default=str))
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", errors="surrogatepass"), digest_size=16).digest()
 
 
 def _write(folder: Path, path: Path, detected: Detected, rows: _Sorted, split_of: list[str]) -> None:

@@ -48,9 +48,9 @@ class SetUp(TorchDispatchMode):
             if function in self.COPIES and target is not None and torch.device(target).type != "meta":
                 self.asked += 1
                 return blank(first.shape, kwargs.get("dtype") or first.dtype)
-        elif function in self.FILLS and first is not None and first.is_floating_point():
-            return first
-        elif function is aten.copy_.default and _is_blank(args[1]):
+        elif (function in self.FILLS and first is not None and first.is_floating_point()) or (
+            function is aten.copy_.default and _is_blank(args[1])
+        ):
             return first
         elif function in self.PERMUTATIONS and first is not None:
             return torch.arange(first)
