@@ -61,7 +61,7 @@ def request_of(row: Mapping[str, str], body: anatomy.Anatomy) -> memory.Request:
         quantization = "nf4_double" if quantization == "none" else quantization
     if method == "full" and quantization == "fp8":
         quantization = "none"  # products in 8 bits, weights that train in 16
-    autocast = _autocast(row)
+    autocast = _autocast(row) or contradicts_itself(row, body)
     narrow = body.model_type in NARROW_LOSS and (method == "full" or autocast)
     request = memory.Request(
         method=method,
@@ -101,7 +101,7 @@ def _priced(body: anatomy.Anatomy, request: memory.Request) -> memory.Request:
 
 def contradicts_itself(row: Mapping[str, str], body: anatomy.Anatomy) -> bool:
     """Whether a row states adapters, a loss in float32 and no autocast for a class whose loss is in the model's own
-    format: only autocast makes it float32 there."""
+    format: only autocast makes it float32 there, so such a row is read as run under autocast (docs/memory.md)."""
     stated = "upcast" in row["loss_impl"] and "transformers 4" in row["framework"] and not _autocast(row)
     return stated and body.model_type in NARROW_LOSS and _method(row["method"], ranked=True)[0] != "full"
 

@@ -204,13 +204,13 @@ def test_options_without_a_formula_are_left_out(bodies):
     assert found.method == "lora" and not found.options
 
 
-def test_a_row_that_contradicts_itself_counts_as_stated_and_is_named(scored, bodies, tmp_path, capsys):
+def test_a_row_that_contradicts_itself_is_read_by_its_loss_and_named(scored, bodies, tmp_path, capsys):
     row = {
         **BASE, "model_id": "openai-community/gpt2", "target_modules": "c_attn", "framework": "transformers 4.48.1",
         "loss_impl": "HF full logits (fp32 upcast)", "quant": "bnb nf4",
     }  # fmt: skip
     body = bodies["openai-community/gpt2"]
-    assert measured.contradicts_itself(row, body) and not measured.request_of(row, body).autocast
+    assert measured.contradicts_itself(row, body) and measured.request_of(row, body).autocast
     for change in ({"autocast": "True"}, {"method": "full"}, {"framework": "transformers 5.1"}):
         assert not measured.contradicts_itself({**row, **change}, body)
     memory.doubtful(scored([row, BASE]), Known(body))
