@@ -26,7 +26,10 @@ _PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\u
 Text = Annotated[str, Field(max_length=20_000)]
 ShortText = Annotated[str, Field(min_length=1, max_length=500)]
 Task = Literal["chat", "classification"]
-DataFormat = Literal["messages", "prompt_completion", "classification"]
+DataFormat = Literal[
+    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "classification",
+    "token_classification", "seq2seq",
+]  # fmt: skip
 ServingTarget = Literal["transformers", "vllm", "sglang", "llama.cpp", "ollama"]
 
 
@@ -64,6 +67,9 @@ class Data(_Part):
     format: DataFormat
     text_column: ShortText = "text"
     label_column: ShortText = "label"
+    columns: dict[ShortText, ShortText] = {}
+    roles: dict[ShortText, ShortText] = {}
+    label_names: Annotated[list[ShortText], Field(max_length=1000)] = []
     labels: Annotated[list[ShortText], Field(max_length=1000)] = []
     system_prompt: Text | None = None
 
@@ -95,9 +101,16 @@ class Method(_Part):
 
 
 class Training(_Part):
-    """Lengths in tokens, batch sizes in rows, warmup as a share of all steps, the rest as TRL's SFTConfig names it."""
+    """Lengths in tokens, batch sizes in rows, warmup as a share of all steps, the rest as TRL's SFTConfig names it.
+
+    `loss_on`: the last answer, or every turn of the assistant's (which the chat template must mark). `chat_template`
+    (a .jinja file in the project) and `pad_token` replace the tokenizer's own.
+    """
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
+    loss_on: Literal["completion", "assistant"] = "completion"
+    chat_template: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}\.jinja$")] | None = None
+    pad_token: ShortText | None = None
     epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 8
     gradient_accumulation: Annotated[int, Field(ge=1, le=65536)] = 1

@@ -244,6 +244,11 @@ KINDS = (
 TITLES = {"jwt": "JSON Web Token", "database-url": "password in a database URL", "basic-auth-url": "password in a URL"}
 
 
+def hints() -> tuple[str, ...]:
+    """Without one of these in it (case aside) a text holds no credential that find_in_text knows."""
+    return ("key", "token", "secret", "pass", "credential", "bearer", *(kind.hint for kind in KINDS))
+
+
 def find_in_text(text: str) -> list[Hit]:
     """Every credential in `text`, in order and without overlap; a particular kind wins over a general one."""
     lowered = text.lower()

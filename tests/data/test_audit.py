@@ -154,8 +154,8 @@ PLANTED = {
     "two users": ([*chats(), turns("a", "b", "c", roles=("user", "user", "assistant"))], "data.rows.order"),
     "system later": ([*chats(), turns("a", "b", "c", roles=("user", "system", "assistant"))], "data.rows.order"),
     "assistant first": ([*chats(), turns("a", "b", "c", roles=("assistant", "user"))], "data.rows.order"),
-    "tools": ([*chats(), {**chats(1)[0], "tools": [{"name": "f"}]}], "data.rows.unsupported"),
-    "content in parts": ([*chats(), turns([{"type": "text", "text": "a"}], "b")], "data.rows.unsupported"),
+    "tools": ([*chats(), {**chats(1)[0], "tools": ["f"]}], "data.rows.shape"),
+    "content in parts": ([*chats(), turns([{"type": "image", "url": "a"}], "b")], "data.rows.unsupported"),
     "duplicate": ([*classes(), classes()[3]], "data.rows.duplicate"),
     "duplicate chat": ([*chats(), chats()[3]], "data.rows.duplicate"),
     "case": ([*classes(), {**classes()[3], "text": classes()[3]["text"].upper()}], "data.rows.near_duplicate"),
@@ -328,12 +328,12 @@ def test_pad_equal_to_eos_says_when_it_matters(tmp_path, smollm2, tiny_model):
 
 
 def test_token_numbers_are_those_of_the_renderer(tmp_path, smollm2):
-    from peftsmith.data.formats import to_example
+    from peftsmith.data.formats import Mapping, to_example
     from peftsmith.data.rendering import Renderer
 
     rows = [*pairs(200), {"prompt": "x", "completion": "word " * 300}]
     renderer = Renderer.load(smollm2)
-    labelled = [renderer.labels(to_example(row, "prompt_completion")) for row in rows]
+    labelled = [renderer.labels(to_example(row, Mapping("prompt_completion"))) for row in rows]
     lengths = sorted(len(ids) for ids, _ in labelled)
     report = run(tmp_path, rows, smollm2, max_length=100)
     assert report.tokens == {

@@ -7,13 +7,14 @@ import json
 import os
 import pickle
 import resource
+import tracemalloc
 import zipfile
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from peftsmith.data import reading
+from peftsmith.data import row, text_files
 from peftsmith.data.reading import read_rows
 from peftsmith.errors import PeftsmithError
 
@@ -68,7 +69,7 @@ def test_a_200_mb_line_is_a_fault_and_not_memory(tmp_path):
 
 
 def test_a_long_line_at_the_end_without_line_feed(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "LONGEST_LINE", 100)
+    monkeypatch.setattr(row, "LONGEST_LINE", 100)
     rows = rows_of(write(tmp_path, b'{"a": 1}\n' + b"x" * 250))
     assert [row.fault is None for row in rows] == [True, False]
 
@@ -99,10 +100,14 @@ def test_zip_missing_folder_pipe_and_unreadable(tmp_path):
     with zipfile.ZipFile(tmp_path / "z.jsonl", "w") as archive:
         archive.writestr("a", "b")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    for name, word in (("z.jsonl", "zip"), ("none.jsonl", "missing"), (".", "one file"), ("pipe.jsonl", "one file")):
+    for name, word in (
+        ("z.jsonl", "zip"),
+        ("none.jsonl", "missing"),
+        ("pipe.jsonl", "not a device"),
+    ):
         with pytest.raises(PeftsmithError, match=word):
             rows_of(tmp_path / name)
-    with pytest.raises(PeftsmithError, match="one file"):
+    with pytest.raises(PeftsmithError, match="not a device"):
         rows_of(tmp_path.__class__("/dev/zero"))
 
 
@@ -113,7 +118,7 @@ def test_json_array(tmp_path):
 
 
 def test_json_array_above_the_cap(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "LARGEST_ARRAY", 10)
+    monkeypatch.setattr(text_files, "LARGEST_ARRAY", 10)
     with pytest.raises(PeftsmithError, match="JSON lines"):
         rows_of(write(tmp_path, '[{"a": 1}, {"a": 2}]', "rows.json"))
 
@@ -138,7 +143,7 @@ def test_csv_faults(tmp_path):
 
 
 def test_csv_overlong_line_and_field(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(row, "LONGEST_LINE", 1000)
     content = "text,label\n" + "x" * 3000 + ",a\ngood,b\n"
     rows = rows_of(write(tmp_path, content, "rows.csv"))
     assert [row.fault is None for row in rows] == [False, True]
@@ -164,3 +169,26 @@ def test_any_bytes_give_rows_or_faults(tmp_path, pieces):
     assert len(rows) == 1 + sum(bool(line.strip()) for line in lines)
     good = [row.value for row in rows[1:] if row.value is not None]
     assert all(piece in good for piece in pieces if isinstance(piece, dict))
+
+
+def test_a_line_of_200_megabytes_costs_one_row(tmp_path):
+    """A sparse file: 200 MB of NUL bytes as one line, between two good ones."""
+    path = tmp_path / "rows.jsonl"
+    with path.open("wb") as stream:
+        stream.write(b'{"a": 1}\n')
+        stream.seek(200_000_000, 1)
+        stream.write(b'\n{"a": 2}\n')
+    tracemalloc.start()
+    rows = rows_of(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [row.value for row in rows] == [{"a": 1}, None, {"a": 2}]
+    assert "longer than" in rows[1].fault
+    assert peak < 64 << 20
+
+
+def test_encodings_mixed_in_one_file_cost_their_rows_only(tmp_path):
+    lines = ['{"a": "é"}'.encode(code) for code in ("utf-8", "latin-1", "utf-16-le", "utf-8")]
+    rows = rows_of(write(tmp_path, b"\n".join(lines)))
+    assert rows[0].value == rows[-1].value == {"a": "é"}
+    assert all(row.fault for row in rows[1:-1])

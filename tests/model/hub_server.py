@@ -1,4 +1,5 @@
-"""A loopback server that answers as the hub does: model information, files, ranges, gated and missing models."""
+"""A loopback server that answers as the hub does: information, files, ranges, gated and missing models; data sets are
+kept under "datasets/owner/name"."""
 
 from __future__ import annotations
 
@@ -42,6 +43,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.seen.append((self.command, self.path, self.headers.get("Range")))
         if self.path.startswith("/api/models/"):
             self._information(self.path.removeprefix("/api/models/").split("?")[0])
+        elif self.path.startswith("/api/datasets/"):
+            self._information(self.path.removeprefix("/api/").split("?")[0])
         elif "/resolve/" in self.path:
             model, _, rest = self.path[1:].partition("/resolve/")
             self._file(model, rest.partition("/")[2], send=send)
@@ -57,11 +60,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif revision not in ("", "main", COMMIT):
             self._end(404, {"X-Error-Code": "RevisionNotFound"})
         else:
-            names = sorted(path.name for path in self.server.models[model].iterdir())
+            root = self.server.models[model]
+            names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
             body = {
                 "id": model,
                 "sha": COMMIT,
-                "siblings": [{"rfilename": each} for each in names],
+                "siblings": [{"rfilename": each, "size": (root / each).stat().st_size} for each in names],
+                "gated": "manual" if model == "own/granted" else False,
                 "tags": ["text-generation", "license:apache-2.0"],
             }
             self._end(200, {"Content-Type": "application/json"}, json.dumps(body).encode())

@@ -1,11 +1,13 @@
 """What is wrong with a data set before it costs anything.
 
-Knows: one streaming pass over the rows: format faults, repetition, test overlap, labels; and the report.
-Does not know: how text (content.py) and tokens (tokens.py) are judged.
+Knows: one streaming pass over the rows: format faults, labels, which check sees which row; and the report.
+Does not know: how text (content.py), repetition (repetition.py, similar.py), splits (overlap.py) and tokens (tokens.py)
+are judged.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,12 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from peftsmith import files
-from peftsmith.data import content
-from peftsmith.data.formats import Detected, Example, RowFault, detect, fits, read_rows, to_example
+from peftsmith.data import content, licence
+from peftsmith.data.examples import AnyExample, Classified
+from peftsmith.data.formats import Detected, Mapping, RowFault, as_chat, detect, read_rows, rivals, to_example
+from peftsmith.data.overlap import Split
 from peftsmith.data.rendering import Renderer
+from peftsmith.data.repetition import Repetition, groups
+from peftsmith.data.similar import Similar, sketch
 from peftsmith.data.tally import Tallies
 from peftsmith.data.tokens import TokenAudit
+from peftsmith.data.views import loose, view
 from peftsmith.finding import Finding, finding, worst_first
+from peftsmith.progress import Listener
 
 FAULT_FINDING = {
     "shape": "data.rows.shape",
@@ -32,16 +40,20 @@ FAULT_FINDING = {
 }
 LEAST_CONFIDENCE = 0.9
 _IMBALANCE = 10
-_CHUNK_ROWS = 256
-_CHUNK_CHARACTERS = 2 << 20
+_CHUNK_ROWS = 512
+_CHUNK_CHARACTERS = 1 << 20
+_TEXT_LABELS = 60
 
 
 @dataclass(frozen=True)
 class Report:
     """What a data set holds. Lengths are in tokens after template and tokenizer; None where no model was given.
 
-    `loss_tokens` are those that carry loss after truncation to max_length, `duplicates` rows equal to an earlier one,
-    `test_overlap` training rows whose question is also in the test file (case and white space aside).
+    `loss_tokens` are those that carry loss after truncation to max_length, `loss_tokens_lost` those that it cut off,
+    `duplicates` rows equal to an earlier one, `near_duplicates` rows like an earlier one (case and white space aside,
+    or by words, see similar.py; None when not looked for), `test_overlap` and `eval_overlap` training rows that also
+    stand in that file. `padding` is the share of padding in batches of batch_size rows, `packed_unused` of unused
+    places when packed to max_length.
     """
 
     path: str
@@ -57,6 +69,13 @@ class Report:
     duplicates: int
     test_overlap: int | None
     suggested_max_length: int | None
+    loss_tokens_lost: int | None = None
+    near_duplicates: int | None = None
+    eval_overlap: int | None = None
+    padding: float | None = None
+    packed_unused: float | None = None
+    suggested_packing: bool | None = None
+    suggested_batch_size: int | None = None
     findings: list[Finding] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -70,51 +89,81 @@ def audit(
     *,
     model: str | None = None,
     test: Path | None = None,
+    eval: Path | None = None,
     max_length: int = 1024,
+    batch_size: int = 8,
     text_column: str = "text",
     label_column: str = "label",
     system_prompt: str | None = None,
     revision: str | None = None,
+    mapping: Mapping | None = None,
+    near_duplicates: bool = True,
+    scans: bool = True,
+    progress: Listener | None = None,
 ) -> Report:
-    """Read `path` once and say what is wrong with it. Rows are streamed; what is kept is a few bytes a row.
+    """Read `path` once and say what is wrong with it. Rows are streamed; what is kept is about 250 bytes a row.
 
-    `model` is a folder or a hub id, for its tokenizer and template only. Raises PeftsmithError when the file cannot be
+    `model` is a folder or a hub id, for its tokenizer and template only. `near_duplicates` turns the search for rows
+    with like words on, `scans` looking through each row's text. Raises PeftsmithError when the file cannot be
     read at all, has no covered format, or the model has no tokenizer.
     """
-    detected = detect(path, text_column, label_column)
-    token_audit = TokenAudit(_renderer(model, revision), max_length) if model else None
-    test_keys = _TestKeys(test, detected, text_column, label_column) if test else None
-    seen = _Pass(detected, test_keys)
-    chunk: list[tuple[int, Example]] = []
-    size = 0
-    for row in read_rows(path):
-        seen.rows += 1
-        if row.value is None:
-            seen.tallies.add("data.rows.malformed", row.number, row.fault or "")
-            continue
-        try:
-            example = to_example(row.value, detected.format, text_column, label_column, system_prompt)
-        except RowFault as fault:
-            others = [name for name in fits(row.value, text_column, label_column) if name != detected.format]
-            if fault.kind in ("shape", "empty", "label") and others:
-                seen.tallies.add("data.format.mixed", row.number, f"{others[0]} beside {detected.format}")
-            else:
-                seen.tallies.add(FAULT_FINDING[fault.kind], row.number, str(fault))
-            continue
-        seen.add(row.number, example)
-        if token_audit is not None:
-            chunk.append((row.number, example))
-            size += sum(len(message["content"]) for message in example.prompt + example.completion)
-            if len(chunk) >= _CHUNK_ROWS or size >= _CHUNK_CHARACTERS:
-                token_audit.add(chunk)
-                chunk, size = [], 0
-    findings = [*_about_format(detected), *seen.findings()]
-    if token_audit is None:
+    detected = detect(path, mapping or Mapping.of(text_column=text_column, label_column=label_column))
+
+    def convert(value: dict[str, Any]) -> AnyExample:
+        return to_example(value, detected.mapping)
+
+    splits: list[Split] = []
+    for name, file in (("test", test), ("eval", eval)):
+        if file is not None:
+            splits.append(Split(name, file, convert, words=near_duplicates, others=list(splits)))
+    renderer = _renderer(model, revision) if model else None
+    tokens = None
+    if renderer is not None:
+        tokens = TokenAudit(renderer, max_length, batch_size=batch_size, labels=detected.labels, scans=scans)
+    seen = _Pass(splits, Similar() if near_duplicates else None, scans)
+    chunk = _Chunk(tokens)
+    total = _lines(path) if progress else None
+    try:
+        for row in read_rows(path):
+            seen.rows += 1
+            if progress and seen.rows % _CHUNK_ROWS == 0:
+                progress(seen.rows, total)
+            if row.value is None:
+                seen.tallies.add("data.rows.malformed", row.number, row.fault or "")
+                continue
+            try:
+                example = convert(row.value)
+            except RowFault as fault:
+                others = rivals(row.value, detected.format)
+                if fault.kind in ("shape", "empty", "label") and others:
+                    seen.tallies.add("data.format.mixed", row.number, f"{others[0]} beside {detected.format}")
+                else:
+                    seen.tallies.add(FAULT_FINDING[fault.kind], row.number, str(fault))
+                continue
+            size = seen.add(row.number, example)
+            chunk.add(row.number, as_chat(example, system_prompt) or example, size)
+        chunk.send()
+        if tokens is not None:
+            tokens.finish()
+    finally:
+        if tokens is not None:
+            tokens.close()
+    if progress:
+        progress(seen.rows, seen.rows)
+    return _report(path, detected, seen, tokens)
+
+
+def _report(path: Path, detected: Detected, seen: _Pass, tokens: TokenAudit | None) -> Report:
+    seen.finish()
+    findings = [*_about_format(detected), *seen.findings(), *licence.judge(path)]
+    if tokens is None:
         findings.append(finding("data.tokens.unknown"))
     else:
-        token_audit.add(chunk)
-        findings += token_audit.findings(seen.rows)
-    counted = token_audit is not None and len(token_audit.lengths) > 0
+        findings += tokens.findings(seen.rows)
+    counted = tokens if tokens is not None and len(tokens.lengths) else None
+    shares = counted.padding() if counted else None
+    near = seen.tallies.count("data.rows.near_duplicate") + seen.tallies.count("data.rows.similar")
+    found = {split.name: split.found for split in seen.splits}
     return Report(
         path=str(path),
         sha256=files.sha256_file(path),
@@ -122,13 +171,20 @@ def audit(
         usable_rows=seen.usable,
         format=detected.format,
         confidence=detected.confidence,
-        labels=dict(seen.labels.most_common()) if detected.format == "classification" else {},
-        tokens=token_audit.lengths.summary() if token_audit else None,
-        loss_tokens=token_audit.loss_tokens if token_audit and counted else None,
-        truncated_rows=token_audit.truncated_rows if token_audit and counted else None,
+        labels=dict(seen.labels.most_common()),
+        tokens=counted.lengths.summary() if counted else None,
+        loss_tokens=counted.loss_tokens if counted else None,
+        truncated_rows=counted.truncated_rows if counted else None,
         duplicates=seen.tallies.count("data.rows.duplicate"),
-        test_overlap=seen.overlap if test else None,
-        suggested_max_length=token_audit.suggested_max_length() if token_audit else None,
+        test_overlap=found.get("test"),
+        suggested_max_length=counted.suggested_max_length() if counted else None,
+        loss_tokens_lost=counted.lost_loss_tokens if counted else None,
+        near_duplicates=near if seen.similar is not None else None,
+        eval_overlap=found.get("eval"),
+        padding=round(shares[0], 4) if shares else None,
+        packed_unused=round(shares[1], 4) if shares else None,
+        suggested_packing=counted.suggested_packing() if counted else None,
+        suggested_batch_size=counted.suggested_batch_size() if counted else None,
         findings=worst_first(findings),
     )
 
@@ -137,6 +193,14 @@ def _renderer(model: str, revision: str | None) -> Renderer:
     from peftsmith.model import source
 
     return Renderer.load(source.tokenizer_folder(source.open_model(model, revision)))
+
+
+def _lines(path: Path) -> int | None:
+    """About how many rows a file of lines has."""
+    if not path.is_file() or path.suffix.lower() not in (".jsonl", ".csv", ".tsv"):
+        return None
+    with path.open("rb") as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
 
 
 def _about_format(detected: Detected) -> Iterator[Finding]:
@@ -148,91 +212,101 @@ def _about_format(detected: Detected) -> Iterator[Finding]:
         )
 
 
-class _TestKeys:
-    """The questions and labels of the test file, by hash; its own faults are counted."""
+class _Chunk:
+    """Rows gathered for the token audit, which takes them in lots."""
 
-    def __init__(self, path: Path, detected: Detected, text_column: str, label_column: str) -> None:
-        self.exact: dict[bytes, int] = {}
-        self.loose: dict[bytes, int] = {}
-        self.labels: Counter[str] = Counter()
-        self.rows = 0
-        self.tallies = Tallies()
-        for row in read_rows(path):
-            self.rows += 1
-            if row.value is None:
-                self.tallies.add("data.test.unusable", row.number, row.fault or "")
-                continue
-            try:
-                example = to_example(row.value, detected.format, text_column, label_column)
-            except RowFault as fault:
-                self.tallies.add("data.test.unusable", row.number, str(fault))
-                continue
-            question = content.question(example)
-            self.exact.setdefault(content.exact_key(question), row.number)
-            self.loose.setdefault(content.loose_key(question), row.number)
-            if detected.format == "classification":
-                self.labels[example.completion[0]["content"]] += 1
+    def __init__(self, tokens: TokenAudit | None) -> None:
+        self._tokens = tokens
+        self._rows: list[tuple[int, AnyExample]] = []
+        self._size = 0
+
+    def add(self, number: int, example: AnyExample, size: int) -> None:
+        if self._tokens is None:
+            return
+        self._rows.append((number, example))
+        self._size += size
+        if len(self._rows) >= _CHUNK_ROWS or self._size >= _CHUNK_CHARACTERS:
+            self.send()
+
+    def send(self) -> None:
+        if self._tokens is not None:
+            self._tokens.add(self._rows)
+            self._rows, self._size = [], 0
 
 
 class _Pass:
-    """What one pass over the training rows gathers; per row three hashes of 16 bytes with a number each."""
+    """What one pass over the training rows gathers."""
 
-    def __init__(self, detected: Detected, test: _TestKeys | None) -> None:
+    def __init__(self, splits: list[Split], similar: Similar | None, scans: bool) -> None:
         self.rows = 0
         self.usable = 0
-        self.overlap = 0
         self.labels: Counter[str] = Counter()
         self.tallies = Tallies()
-        self._classes = detected.format == "classification"
-        self._test = test
-        self._exact: set[bytes] = set()
-        self._loose: set[bytes] = set()
-        self._label_of: dict[bytes, tuple[str, int]] = {}
+        self.splits = splits
+        self.similar = similar
+        self._scans = scans
+        self._repetition = Repetition()
+        self._questions, self._classes, self._numbers = array("Q"), array("I"), array("I")
+        self._places: dict[str, int] = {}
 
-    def add(self, number: int, example: Example) -> None:
+    def add(self, number: int, example: AnyExample) -> int:
+        """Look at one row; returns its size in characters."""
         self.usable += 1
-        for id_, detail in content.notes(example):
+        seen = view(example)
+        for id_, detail in content.order(example, seen):
             self.tallies.add(id_, number, detail)
-        question = content.question(example)
-        loose = content.loose_key(question)
-        self._repetition(number, question + example.completion)
-        if self._classes:
-            self._label(number, example.completion[0]["content"], loose)
-        if self._test is not None and loose in self._test.loose:
-            self.overlap += 1
-            exact = self._test.exact.get(content.exact_key(question))
-            id_ = "data.test.overlap" if exact else "data.test.near_overlap"
-            self.tallies.add(id_, number, f"row {exact or self._test.loose[loose]} of the test")
+        if self._scans:
+            for id_, detail in content.notes(example, seen):
+                self.tallies.add(id_, number, detail)
+        words = sketch(seen) if self.similar is not None else None
+        self._repetition.add(number, seen.key(), words.words if words else 0, seen.answer_key())
+        if self.similar is not None and words is not None:
+            self.similar.add(words)
+        for split in self.splits:
+            split.check(self.tallies, number, seen, words)
+        if isinstance(example, Classified):
+            self.labels[example.label] += 1
+            self._questions.append(seen.loose_question_key())
+            self._classes.append(self._places.setdefault(example.label, len(self._places)))
+            self._numbers.append(number)
+        return len(seen.text)
 
-    def _repetition(self, number: int, conversation: list[dict[str, Any]]) -> None:
-        exact, loose = content.exact_key(conversation), content.loose_key(conversation)
-        if exact in self._exact:
-            self.tallies.add("data.rows.duplicate", number)
-        elif loose in self._loose:
-            self.tallies.add("data.rows.near_duplicate", number)
-        self._exact.add(exact)
-        self._loose.add(loose)
-
-    def _label(self, number: int, label: str, question: bytes) -> None:
-        self.labels[label] += 1
-        first, row = self._label_of.setdefault(question, (label, number))
-        if first != label and content.loose_text(first) != content.loose_text(label):
-            self.tallies.add("data.labels.contradictory", number, f"{label!r} here, {first!r} in row {row}")
+    def finish(self) -> None:
+        """Everything that needs all rows."""
+        self._repetition.note(self.tallies, self.similar.repeated() if self.similar is not None else None)
+        labels = list(self._places)
+        for group in groups(self._questions):
+            first = labels[self._classes[group[0]]]
+            for place in group[1:]:
+                label = labels[self._classes[place]]
+                if loose(label) != loose(first):
+                    detail = f"{label!r} here, {first!r} in row {self._numbers[group[0]]}"
+                    self.tallies.add("data.labels.contradictory", self._numbers[place], detail)
 
     def findings(self) -> Iterator[Finding]:
         if not self.usable:
             yield finding("data.file.unusable", rows_read=self.rows)
         yield from self.tallies.findings(self.rows)
-        if self._classes and self.usable:
+        if self.labels:
             yield from self._about_labels()
-        if self._test is not None:
-            yield from self._test.tallies.findings(self._test.rows)
-            unseen = sorted(set(self._test.labels) - set(self.labels))
+        elif same := self._repetition.same_answer():
+            count, number = same
+            yield finding(
+                "data.rows.same_answer",
+                f"{count} of {self.rows} rows have the same answer, first in row {number}",
+                count=count,
+                share=round(count / self.rows, 4),
+                rows=[number],
+            )
+        for split in self.splits:
+            yield from split.tallies.findings(split.rows)
+            unseen = sorted(set(split.labels) - set(self.labels))
             if unseen:
-                shown = [files.clean(label, 60) for label in unseen[:5]]
+                shown = [files.clean(label, _TEXT_LABELS) for label in unseen[:5]]
                 yield finding(
                     "data.labels.unseen",
-                    f"The test rows have {len(unseen)} label(s) that the training rows never show: {', '.join(shown)}",
+                    f"The {split.name} rows have {len(unseen)} label(s) that the training rows never show: "
+                    f"{', '.join(shown)}",
                     labels=shown,
                     count=len(unseen),
                 )
@@ -253,7 +327,7 @@ class _Pass:
             )
         by_text: dict[str, list[str]] = {}
         for label in self.labels:
-            by_text.setdefault(content.loose_text(label), []).append(files.clean(label, 60))
+            by_text.setdefault(loose(label), []).append(files.clean(label, 60))
         variants = [sorted(written) for written in by_text.values() if len(written) > 1]
         if variants:
             yield finding(

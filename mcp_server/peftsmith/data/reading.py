@@ -1,31 +1,33 @@
-"""Rows out of a file, one at a time, whatever the file really holds.
+"""Rows out of a file or folder, one at a time, whatever it really holds.
 
-Knows: JSON lines, JSON arrays and CSV; byte order marks, line ends, size limits, and files that are something else.
-Does not know: what a row means.
+Knows: telling kinds of files by their first bytes, folders of `datasets` and of shards, files that are something else.
+Does not know: how rows stand in a file (text_files.py, tables.py), or what a row means.
 """
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
+from peftsmith import files
+from peftsmith.data import row as limits
+from peftsmith.data import text_files
+from peftsmith.data.row import Row
+from peftsmith.data.text_files import BOM
 from peftsmith.errors import PeftsmithError
 
-LONGEST_LINE = 16 << 20
-LARGEST_ARRAY = 128 << 20
-LONGEST_FIELD = 4 << 20
+__all__ = ["SUFFIXES", "Row", "class_names", "fingerprint", "read_rows", "sources"]
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _CSV_SUFFIXES = (".csv", ".tsv")
-_DELIMITERS = ",;\t|"
-_BOM = b"\xef\xbb\xbf"
+_TABLE_SUFFIXES = (".parquet", ".arrow")
+_MOST_SHARDS = 10_000
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive"),
     (b"PK\x05\x06", "a zip archive"),
-    (b"PAR1", "a Parquet file"),
-    (b"ARROW1", "an Arrow file"),
+    (b"PARE", "an encrypted Parquet file"),
     (b"\x1f\x8b", "a gzip file"),
     (b"\x28\xb5\x2f\xfd", "a zstd file"),
     (b"\x89HDF", "an HDF5 file"),
@@ -36,31 +38,130 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row: `number` is its line (JSON lines, CSV: where it starts) or its place in the array, from 1 on.
-
-    Exactly one of `value` and `fault` is set; `fault` says why the row could not be read.
-    """
-
-    number: int
-    value: dict[str, Any] | None
-    fault: str | None = None
-
-
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a .csv/.tsv file, a JSON array or a JSON lines file, with one row in memory at a time.
+    """The rows of a JSON lines file, JSON array, .csv/.tsv, Parquet or Arrow file, or of a folder of such files.
 
-    Blank lines are no rows. A row that cannot be read is yielded with its fault, so that nothing is lost in silence.
-    A JSON array is read whole (at most LARGEST_ARRAY bytes). Raises PeftsmithError for a file that is missing, empty,
-    unreadable, or of another kind.
+    A folder is what datasets' save_to_disk wrote, or shards of one kind, read in the order of their names; row numbers
+    run through. Blank lines are no rows. A row that cannot be read is yielded with its fault, so that nothing is lost
+    in silence. A few rows are in memory at a time; only a JSON array is read whole. Raises PeftsmithError for what is
+    missing, empty, unreadable, or of another kind.
     """
+    parts = sources(path)
+    if len(parts) == 1:
+        return _file_rows(parts[0])
+    return _numbered_through(parts)
+
+
+def _numbered_through(parts: list[Path]) -> Iterator[Row]:
+    number = 0
+    for part in parts:
+        for row in _file_rows(part):
+            number += 1
+            yield Row(number, row.value, row.fault)
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
     head = _head(path)
+    if _is_table(head):
+        from peftsmith.data import tables
+
+        return tables.rows(path, head, limits.LONGEST_LINE)
+    if path.suffix.lower() in _TABLE_SUFFIXES:
+        raise PeftsmithError(
+            f"The file is named {path.suffix} but is no such file",
+            value=str(path),
+            next_step="Fetch or write it again; or name it by what it holds.",
+        )
     if path.suffix.lower() in _CSV_SUFFIXES:
-        return _csv_rows(path)
-    if head.removeprefix(_BOM).lstrip()[:1] == b"[":
-        return _array_rows(path)
-    return _json_lines(path)
+        return text_files.csv_rows(path)
+    if head.removeprefix(BOM).lstrip()[:1] == b"[":
+        return text_files.array_rows(path)
+    return text_files.json_lines(path)
+
+
+def class_names(path: Path) -> dict[str, tuple[str, ...]]:
+    """Column -> names of its whole numbers, where the file itself says so (Parquet and Arrow written by datasets)."""
+    first = sources(path)[0]
+    head = _head(first)
+    if not _is_table(head):
+        return {}
+    from peftsmith.data import tables
+
+    return tables.class_names(first, head)
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 of a file; of a folder, of its data files' names and hashes."""
+    if path.is_file():
+        return files.sha256_file(path)
+    parts = [(part.name, files.sha256_file(part)) for part in sources(path)]
+    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
+
+
+def sources(path: Path) -> list[Path]:
+    """The files that hold the rows: the file itself, or a folder's in order. Links that lead out of it are refused."""
+    if not path.is_dir():
+        return [path]
+    if (path / "dataset_dict.json").is_file():
+        raise PeftsmithError(
+            "The folder holds several splits",
+            value=str(path),
+            next_step=f"Name one of its folders, such as {path / 'train'}.",
+        )
+    names = _saved(path) if (path / "state.json").is_file() else _shards(path)
+    root = path.resolve()
+    for name in names:
+        if root not in (path / name).resolve().parents:
+            raise PeftsmithError(
+                "A data file of this folder is a link that leads out of it",
+                value=str(path / name),
+                next_step="Put the file itself into the folder, or name the file that it leads to.",
+            )
+    return [path / name for name in names]
+
+
+def _saved(folder: Path) -> list[str]:
+    """The Arrow files of a data set that datasets' save_to_disk wrote, in the order of its state.json."""
+    state = files.read_json(folder / "state.json")
+    listed = state.get("_data_files") if isinstance(state, dict) else None
+    named = [each.get("filename") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    names = [name for name in named if isinstance(name, str) and Path(name).name == name]
+    if not names or len(names) < len(named):
+        raise PeftsmithError(
+            "state.json names no data files", value=str(folder), next_step="Save the data set again (save_to_disk)."
+        )
+    if isinstance(state, dict) and state.get("_indices_data_files"):
+        raise PeftsmithError(
+            "The saved data set is a selection of rows with its indices in another file",
+            value=str(folder),
+            next_step="Call flatten_indices() before save_to_disk.",
+        )
+    return names
+
+
+def _shards(folder: Path) -> list[str]:
+    found = sorted(each.name for each in folder.iterdir() if each.suffix.lower() in SUFFIXES and each.is_file())
+    if not found or len(found) > _MOST_SHARDS or len({Path(name).suffix.lower() for name in found}) > 1:
+        reason = "no data files" if not found else "data files of several kinds"
+        raise PeftsmithError(
+            f"The folder holds {reason if len(found) <= _MOST_SHARDS else 'too many data files'}",
+            value=str(folder),
+            next_step="Name one file, or a folder with nothing but the shards of one split.",
+        )
+    splits = {split for name in found for split in ("train", "test", "valid") if name.startswith(split)}
+    if len(splits) > 1:
+        raise PeftsmithError(
+            f"The folder holds several splits ({', '.join(sorted(splits))})",
+            value=str(folder),
+            next_step="Name one file, or a folder with nothing but the shards of one split.",
+        )
+    return found
+
+
+def _is_table(head: bytes) -> bool:
+    from peftsmith.data import tables
+
+    return head.startswith((tables.PARQUET, tables.ARROW_FILE, tables.ARROW_STREAM))
 
 
 def _head(path: Path) -> bytes:
@@ -69,12 +170,12 @@ def _head(path: Path) -> bytes:
         raise PeftsmithError("The data file is missing", value=str(path), next_step="Check the path.")
     if not path.is_file():
         raise PeftsmithError(
-            "The data must be one file, not a folder or a device", value=str(path), next_step="Name the file itself."
+            "The data must be a file or a folder, not a device", value=str(path), next_step="Name the file itself."
         )
     try:
         with path.open("rb") as stream:
             head = stream.read(4096)
-            while head and not head.removeprefix(_BOM).strip() and len(head) < LONGEST_LINE:
+            while head and not head.removeprefix(BOM).strip() and len(head) < limits.LONGEST_LINE:
                 more = stream.read(1 << 16)
                 if not more:
                     break
@@ -83,162 +184,13 @@ def _head(path: Path) -> bytes:
         raise PeftsmithError(
             f"The data file cannot be read: {error.strerror}", value=str(path), next_step="Check its permissions."
         ) from error
-    if not head.removeprefix(_BOM).strip():
+    if not head.removeprefix(BOM).strip():
         raise PeftsmithError("The data file is empty", value=str(path), next_step="Put at least one row into it.")
     for magic, name in _FOREIGN:
         if head.startswith(magic):
             raise PeftsmithError(
-                f"The file is {name}, not JSON lines, a JSON array or CSV in UTF-8",
+                f"The file is {name}, not JSON lines, a JSON array or CSV in UTF-8, Parquet or Arrow",
                 value=str(path),
                 next_step="Convert it to JSON lines in UTF-8 (one object a line).",
             )
     return head
-
-
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """(line number, line with its end); None instead of a line longer than LONGEST_LINE, which is skipped unread."""
-    number = 0
-    while line := stream.readline(LONGEST_LINE + 1):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(_BOM)
-        if len(line) <= LONGEST_LINE or line.endswith(b"\n"):
-            yield number, line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(1 << 20)
-        yield number, None
-
-
-def _too_long() -> str:
-    return f"the line is longer than {LONGEST_LINE >> 20} MiB"
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as stream:
-        for number, line in _lines(stream):
-            if line is None:
-                yield Row(number, None, _too_long())
-            elif not line.isspace():
-                yield _json_row(number, line)
-
-
-def _json_row(number: int, line: bytes) -> Row:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return Row(number, None, f"not UTF-8 at byte {error.start} of the line")
-    try:
-        return _object(number, json.loads(text))
-    except json.JSONDecodeError as error:
-        return Row(number, None, f"not JSON: {error.msg} at character {error.pos + 1}")
-    except RecursionError:
-        return Row(number, None, "nested too deeply")
-    except ValueError as error:
-        return Row(number, None, f"not usable JSON: {error}")
-
-
-def _object(number: int, value: object) -> Row:
-    if not isinstance(value, dict):
-        kind = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
-        return Row(number, None, f"{kind} instead of an object")
-    return Row(number, value)
-
-
-def _array_rows(path: Path) -> Iterator[Row]:
-    size = path.stat().st_size
-    if size > LARGEST_ARRAY:
-        raise PeftsmithError(
-            f"The JSON array is {size} bytes, more than the {LARGEST_ARRAY} that are read at once",
-            value=str(path),
-            next_step="Write it as JSON lines (one object a line); those are streamed at any size.",
-        )
-    try:
-        values = json.loads(path.read_bytes().removeprefix(_BOM).decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise PeftsmithError(
-            f"The JSON array is not UTF-8 (byte {error.start})", value=str(path), next_step="Save it as UTF-8."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        first = str(error) or "nested too deeply"
-        raise PeftsmithError(
-            f"The JSON array cannot be parsed: {first}",
-            value=str(path),
-            next_step="Repair it, or write one object a line: then only the broken rows are lost.",
-        ) from error
-    if not values:
-        raise PeftsmithError("The JSON array has no rows", value=str(path), next_step="Put at least one row into it.")
-    for number, value in enumerate(values, start=1):
-        yield _object(number, value)
-
-
-class _CsvLines:
-    """Text lines for the csv module. Bytes that are not UTF-8 become lone surrogates; overlong lines are remembered."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._lines = _lines(stream)
-        self.overlong = False
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        _, line = next(self._lines)
-        if line is None:
-            self.overlong = True
-            return "\n"
-        return line.decode("utf-8", errors="surrogateescape")
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    # The limit is process-wide in the csv module and 128 KiB at first, less than one long document.
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
-    with path.open("rb") as stream:
-        lines = _CsvLines(stream)
-        reader = csv.reader(lines, delimiter=_delimiter(path), strict=True)
-        header = _csv_header(reader, path)
-        while True:
-            start, lines.overlong = reader.line_num + 1, False
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Row(start, None, f"not CSV: {error}")
-                continue
-            if lines.overlong:
-                yield Row(start, None, _too_long())
-            elif fields:
-                yield _csv_row(start, header, fields)
-
-
-def _csv_row(number: int, header: list[str], fields: list[str]) -> Row:
-    if len(fields) != len(header):
-        return Row(number, None, f"{len(fields)} fields under a header of {len(header)}")
-    if any("\udc80" <= c <= "\udcff" for field in fields if not field.isascii() for c in field):
-        return Row(number, None, "not UTF-8")
-    return Row(number, dict(zip(header, fields, strict=True)))
-
-
-def _csv_header(reader: Iterator[list[str]], path: Path) -> list[str]:
-    try:
-        header = [name.strip() for name in next((fields for fields in reader if fields), [])]
-    except csv.Error as error:
-        raise PeftsmithError(
-            f"The CSV header cannot be read: {error}", value=str(path), next_step="Repair line 1."
-        ) from error
-    if not header or "" in header or len(set(header)) != len(header):
-        raise PeftsmithError(
-            "The first CSV line must name every column, each name once",
-            value=header,
-            next_step="Add a header line such as text,label.",
-        )
-    return header
-
-
-def _delimiter(path: Path) -> str:
-    """The delimiter that stands most often in the header line, outside of quotes."""
-    with path.open("rb") as stream:
-        _, line = next(_lines(stream))
-    outside = (line or b"").decode("utf-8", errors="replace").split('"')[::2]
-    return max(_DELIMITERS, key=lambda delimiter: sum(part.count(delimiter) for part in outside))

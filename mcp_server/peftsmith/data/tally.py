@@ -6,7 +6,9 @@ Does not know: what is looked for.
 
 from __future__ import annotations
 
+import random
 from array import array
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +17,7 @@ from peftsmith import files
 from peftsmith.finding import Finding, catalogue, finding
 
 _SHOWN_ROWS = 5
+_SAMPLE = 20_000
 
 
 @dataclass
@@ -78,3 +81,47 @@ class Lengths:
         ordered = sorted(self._values)
         ranks = {f"p{per_cent}": ordered[-(-len(ordered) * per_cent // 100) - 1] for per_cent in (50, 95, 99)}
         return {"total": self.total, **ranks, "max": ordered[-1]}
+
+    def histogram(self, bins: int) -> list[tuple[int, int, int]]:
+        """(from, to, how many) in at most `bins` bins of one width; both ends belong to the bin."""
+        if not self._values:
+            return []
+        width = -(-(max(self._values) + 1) // bins)
+        counts = [0] * (max(self._values) // width + 1)
+        for value in self._values:
+            counts[value // width] += 1
+        return [(place * width, (place + 1) * width - 1, count) for place, count in enumerate(counts)]
+
+    def padding(self, batch_size: int, limit: int) -> tuple[float, float] | None:
+        """(share of padding in batches of rows drawn at random, share of unused places when packed to `limit`).
+
+        Rows are cut at `limit` first. Packing is best-fit decreasing, as TRL's `bfd`, and both are measured on at
+        most 20,000 rows, drawn with a fixed seed.
+        """
+        if not self._values:
+            return None
+        draw = random.Random(0)
+        many = len(self._values) > _SAMPLE
+        drawn = draw.sample(range(len(self._values)), _SAMPLE) if many else range(len(self._values))
+        rows = [min(self._values[place], limit) for place in drawn]
+        draw.shuffle(rows)
+        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        padded = sum(max(batch) * len(batch) for batch in batches)
+        packs = _packs(rows, limit)
+        used = sum(rows)
+        return 1 - used / max(padded, 1), 1 - used / max(packs * limit, 1)
+
+
+def _packs(rows: list[int], limit: int) -> int:
+    """How many sequences of `limit` tokens hold all rows: each row goes where it leaves the least room."""
+    rooms: list[int] = []  # of the sequences begun, in order
+    packs = 0
+    for row in sorted(rows, reverse=True):
+        place = bisect_left(rooms, row)
+        if place == len(rooms):
+            packs += 1
+            room = limit - row
+        else:
+            room = rooms.pop(place) - row
+        insort(rooms, room)
+    return packs

@@ -1,6 +1,6 @@
 """The process that renders chat templates: its own interpreter, with limits on time, memory and output.
 
-Knows: Jinja set up as transformers 5 does it, and a protocol of one JSON line in, one JSON line out.
+Knows: Jinja set up as transformers 5 does it, and a protocol of frames: marshal in, a JSON header and texts out.
 Does not know: anything else of peftsmith; it runs as a file under `python -I` and imports only jinja2.
 
 A chat template is a program from whoever uploaded the model. Jinja's sandbox stops attribute access and imports, but
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import marshal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -29,9 +30,18 @@ def environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
-        """{% generation %} marks what the assistant said; for the text it changes nothing."""
+        """{% generation %} marks what the assistant said; for the text it changes nothing.
+
+        Where a block lies is counted as transformers' AssistantTracker counts it: behind the parts that the template
+        has given out so far, which inside a macro or a {% set %} block is not where its text ends up.
+        """
 
         tags = {"generation"}  # noqa: RUF012 (jinja2 reads a plain class attribute)
+
+        def __init__(self, environment: Any) -> None:
+            super().__init__(environment)
+            environment.extend(tracker=self)
+            self.size, self.spans = 0, []  # type: tuple[int, list[list[int]]]
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
@@ -39,7 +49,9 @@ def environment() -> Any:
             return jinja2.nodes.CallBlock(self.call_method("_through"), [], [], body).set_lineno(line)
 
         def _through(self, caller: Callable[[], str]) -> str:
-            return caller()
+            text = caller()
+            self.spans.append([self.size, self.size + len(text)])
+            return text
 
     class Dict:
         def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
@@ -82,17 +94,39 @@ def environment() -> Any:
     return made
 
 
-def render(template: Any, variables: dict[str, Any], messages: list[Any], prompt: bool, largest: int) -> str:
-    """The template's text for one conversation; OverflowError above `largest` characters."""
-    parts, size = [], 0
-    for part in template.generate(
-        **{**variables, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt}
+def render(
+    template: Any, variables: dict[str, Any], messages: list[Any], prompt: bool, largest: int, tools: Any = None
+) -> dict[str, Any]:
+    """The template's text for one conversation, and the character spans of its {% generation %} blocks.
+
+    `variables` hold the template's globals as well. OverflowError above `largest` characters.
+    """
+    environment = template.environment
+    tracker = environment.tracker
+    tracker.size, tracker.spans = 0, []
+    parts = []
+    given = {**variables, "messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
+    # as Template.generate does, without copying the globals each time
+    for part in template.root_render_func(
+        environment.context_class(environment, given, template.name, template.blocks)
     ):
-        size += len(part)
-        if size > largest:
+        tracker.size += len(part)
+        if tracker.size > largest:
             raise OverflowError(f"more than {largest} characters from one row")
         parts.append(part)
-    return "".join(parts)
+    return {"text": "".join(parts), "spans": tracker.spans}
+
+
+def render_pair(
+    template: Any, variables: dict[str, Any], messages: list[Any], turns: int, largest: int, tools: Any = None
+) -> dict[str, Any]:
+    """`render` of the whole, with `prompt`: how much of it the first `turns` messages with a generation prompt are.
+
+    That is a number of characters, or their text where the whole does not begin with it.
+    """
+    prompt = render(template, variables, messages[:turns], True, largest, tools)["text"]
+    whole = render(template, variables, messages, False, largest, tools)
+    return {**whole, "prompt": len(prompt) if whole["text"].startswith(prompt) else prompt}
 
 
 def limit_memory(size: int) -> None:
@@ -112,42 +146,67 @@ def alarm(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def attempt(work: Callable[[], str]) -> dict[str, str]:
-    """{"text"}, or {"refused"} (the template's own error) or {"stopped"} (a limit): never an exception."""
+def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` gives, or {"refused"} (the template's own error) or {"stopped"} (a limit): never an exception."""
     try:
-        return {"text": work()}
+        return work()
     except (MemoryError, RecursionError, OverflowError) as error:
         return {"stopped": f"{type(error).__name__}: {error}"[:500]}
     except Exception as error:
         return {"refused": f"{type(error).__name__}: {error}"[:500]}
 
 
+def read_frame() -> Any:
+    """What the parent wrote: eight bytes of length, then marshal. None at the end. The parent is trusted."""
+    source = sys.stdin.buffer
+    head = source.read(8)
+    return marshal.loads(source.read(int.from_bytes(head, "big"))) if len(head) == 8 else None
+
+
+def write_frame(answers: list[dict[str, Any]]) -> None:
+    """Eight bytes each of the lengths of header and body, the answers as JSON without their texts, and the texts.
+
+    In the header `text` is the length of the text in bytes of UTF-8.
+    """
+    texts = []
+    for answer in answers:
+        if "text" in answer:
+            text = answer["text"].encode("utf-8", "surrogatepass")
+            answer["text"] = len(text)
+            texts.append(text)
+    header, body = json.dumps(answers).encode("ascii"), b"".join(texts)
+    sys.stdout.buffer.write(len(header).to_bytes(8, "big") + len(body).to_bytes(8, "big") + header + body)
+    sys.stdout.buffer.flush()
+
+
 def main() -> None:
-    """First {path, template, variables, memory, seconds}, then {seconds, rows: [[messages, prompt, largest], ...]}."""
-    setup = json.loads(sys.stdin.readline())
+    """First {path, template, variables, memory, seconds}, then {seconds, pairs, rows}.
+
+    A row is [messages, prompt, largest, tools], of pairs [messages, turns, largest, tools].
+    """
+    setup = read_frame()
     sys.path[:] = setup["path"]
     made = environment()
     limit_memory(setup["memory"])
     alarm(setup["seconds"])
     compiled: list[Any] = []
+    variables: dict[str, Any] = {}
 
-    def compile_template() -> str:
+    def compile_template() -> dict[str, Any]:
         compiled.append(made.from_string(setup["template"]))
-        return ""
+        variables.update({**compiled[0].globals, **setup["variables"]})
+        return {"text": "", "spans": []}
 
     answers = [attempt(compile_template)]
     while True:
         alarm(0)
-        sys.stdout.write(json.dumps(answers) + "\n")
-        sys.stdout.flush()
-        line = sys.stdin.readline()
-        if not line or not compiled:
+        write_frame(answers)
+        request = read_frame()
+        if request is None or not compiled:
             return
-        request = json.loads(line)
         alarm(request["seconds"])
-        answers = [
-            attempt(partial(render, compiled[0], setup["variables"], row[0], row[1], row[2])) for row in request["rows"]
-        ]
+        work = render_pair if request["pairs"] else render
+        answers = [attempt(partial(work, compiled[0], variables, *row)) for row in request["rows"]]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Does not know: tokens, or what the rendered text is for.
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
@@ -39,6 +40,28 @@ class TemplateStopped(PeftsmithError):
     """The template broke a limit (time, memory, output, recursion) or took its process down."""
 
 
+class Conversation(NamedTuple):
+    """What a template is asked to render; `tools` are JSON schemas."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool = False
+    tools: list[dict[str, Any]] | None = None
+
+
+class Rendered(NamedTuple):
+    """A conversation's text, and where in it `{% generation %}` blocks lie: (first, behind the last) character."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+class Pair(NamedTuple):
+    """A whole conversation's text; its prompt is the first `prompt` characters, or another text where they differ."""
+
+    text: str
+    prompt: int | str
+
+
 class Template:
     """A compiled chat template in a process of its own, started at the first rendering and gone with this object."""
 
@@ -55,28 +78,47 @@ class Template:
 
         Raises TemplateStopped when the template breaks a limit; the process is gone then, and the next call starts one.
         """
-        with self._lock:
-            rendered: list[str | TemplateRefused] = []
-            for start in range(0, len(conversations), _BATCH):
-                rendered += self._batch(conversations[start : start + _BATCH])
-            return rendered
+        answers = self.render_marked([Conversation(*conversation) for conversation in conversations])
+        return [answer if isinstance(answer, TemplateRefused) else answer.text for answer in answers]
 
-    def _batch(self, conversations: Sequence[tuple[list[dict[str, Any]], bool]]) -> list[str | TemplateRefused]:
+    def render_marked(self, conversations: Sequence[Conversation]) -> list[Rendered | TemplateRefused]:
+        """`render` with tools, and with the places of the template's generation blocks."""
+        rows = [_row(messages, prompt, tools) for messages, prompt, tools in conversations]
+        return [
+            answer
+            if isinstance(answer, TemplateRefused)
+            else Rendered(answer["text"], [(a, b) for a, b in answer["spans"]])
+            for answer in self._all(rows, pairs=False)
+        ]
+
+    def render_pairs(self, conversations: Sequence[tuple[list[Any], int, Any]]) -> list[Pair | TemplateRefused]:
+        """For each (messages, turns, tools) the whole, and its first `turns` messages with a generation prompt."""
+        rows = [_row(messages, turns, tools) for messages, turns, tools in conversations]
+        return [
+            answer if isinstance(answer, TemplateRefused) else Pair(answer["text"], answer["prompt"])
+            for answer in self._all(rows, pairs=True)
+        ]
+
+    def _all(self, rows: list[list[Any]], *, pairs: bool) -> list[dict[str, Any] | TemplateRefused]:
+        with self._lock:
+            answers: list[dict[str, Any] | TemplateRefused] = []
+            for start in range(0, len(rows), _BATCH):
+                answers += self._batch(rows[start : start + _BATCH], pairs)
+            return answers
+
+    def _batch(self, rows: list[list[Any]], pairs: bool) -> list[dict[str, Any] | TemplateRefused]:
         self._start()
-        rows, room = [], 1 << 16
-        for messages, prompt in conversations:
-            largest = _ROOM + _GROWTH * sum(len(item) for m in messages for item in m.values() if isinstance(item, str))
-            rows.append([messages, prompt, largest])
-            room += 12 * largest  # a character is at most 12 bytes of escaped JSON
+        # a character is at most 12 bytes of escaped JSON, and a differing prompt comes beside the whole
+        room = (1 << 16) + 24 * sum(largest for _, _, largest, _ in rows)
         began = time.monotonic()
-        answers = self._ask({"seconds": BATCH_SECONDS, "rows": rows}, BATCH_SECONDS, room)
+        answers = self._ask({"seconds": BATCH_SECONDS, "pairs": pairs, "rows": rows}, BATCH_SECONDS, room)
         self._spent += time.monotonic() - began
-        self._rendered += len(rows)
+        self._rendered += len(rows) * (1 + pairs)
         allowed = TOTAL_SECONDS + SECONDS_A_RENDERING * self._rendered
         if self._spent > allowed:
             self._stop()
             raise _stopped(f"it took {self._spent:.0f} s for {self._rendered} renderings")
-        return [_text(answer, self._stop) for answer in answers]
+        return [answer if "text" in answer else self._refusal(answer) for answer in answers]
 
     def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -105,10 +147,14 @@ class Template:
                 f"The chat template is not valid Jinja: {files.clean(answer['refused'], 300)}",
                 next_step="Repair chat_template.jinja, or take the template of the model's original repository.",
             )
-        _text(answer, self._stop)
+        if "stopped" in answer:
+            self._refusal(answer)
 
-    def _ask(self, request: Mapping[str, Any], seconds: float, room: int) -> list[dict[str, str]]:
-        """Send one line and read one, at most `room` bytes and `seconds` long; the process is killed beyond that."""
+    def _ask(self, request: dict[str, Any], seconds: float, room: int) -> list[dict[str, Any]]:
+        """Send one frame and read one, at most `room` bytes and `seconds` long; the process is killed beyond that.
+
+        Requests are marshalled: the process trusts this one. Its answers are JSON and UTF-8: it is not trusted.
+        """
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise _stopped("its process could not be started")
@@ -118,18 +164,19 @@ class Template:
             late.set()
             process.kill()
 
+        body = marshal.dumps(request)
         timer = threading.Timer(seconds, kill)
         timer.daemon = True
         timer.start()
         try:
-            process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
+            process.stdin.write(len(body).to_bytes(8, "big") + body)
             process.stdin.flush()
-            line = process.stdout.readline(room)
+            answers = _read(process.stdout, room)
         except OSError:
-            line = b""
+            answers = None
         finally:
             timer.cancel()
-        if not line.endswith(b"\n"):
+        if answers is None:
             self._stop()
             why = (
                 f"it ran longer than {seconds:.0f} s"
@@ -137,8 +184,17 @@ class Template:
                 else "it used up its process (time, memory or stack)"
             )
             raise _stopped(why)
-        answers: list[dict[str, str]] = json.loads(line)
         return answers
+
+    def _refusal(self, answer: Mapping[str, Any]) -> TemplateRefused:
+        """The template's own error; a broken limit is raised."""
+        if "stopped" in answer:
+            self._stop()
+            raise _stopped(files.clean(answer["stopped"], 200))
+        return TemplateRefused(
+            f"The chat template refuses the conversation: {files.clean(answer['refused'], 300)}",
+            next_step="Change the rows to the roles and order that the template takes.",
+        )
 
     def _stop(self) -> None:
         if self._process is not None:
@@ -146,16 +202,35 @@ class Template:
             self._process = None
 
 
-def _text(answer: Mapping[str, str], stop: Any) -> str | TemplateRefused:
-    if "text" in answer:
-        return answer["text"]
-    if "stopped" in answer:
-        stop()
-        raise _stopped(files.clean(answer["stopped"], 200))
-    return TemplateRefused(
-        f"The chat template refuses the conversation: {files.clean(answer['refused'], 300)}",
-        next_step="Change the rows to the roles and order that the template takes.",
-    )
+def _row(messages: list[dict[str, Any]], place: int | bool, tools: Any) -> list[Any]:
+    """A request for one conversation, with the most characters that its text may have."""
+    size = sum(len(item) if item.__class__ is str else _size(item) for each in messages for item in each.values())
+    return [messages, place, _ROOM + _GROWTH * (size + _size(tools)), tools]
+
+
+def _size(item: Any) -> int:
+    if isinstance(item, str):
+        return len(item)
+    return 0 if item is None else len(json.dumps(item))
+
+
+def _read(stream: IO[bytes], room: int) -> list[dict[str, Any]] | None:
+    """One frame of template_process.write_frame; None when it ends early or is larger than `room` bytes."""
+    head = stream.read(16)
+    sizes = int.from_bytes(head[:8], "big"), int.from_bytes(head[8:], "big")
+    if len(head) < 16 or sum(sizes) > room:
+        return None
+    header, body = stream.read(sizes[0]), stream.read(sizes[1])
+    if (len(header), len(body)) != sizes:
+        return None
+    answers: list[dict[str, Any]] = json.loads(header)
+    start = 0
+    for answer in answers:
+        if "text" in answer:
+            end = start + answer["text"]
+            answer["text"] = body[start:end].decode("utf-8", "surrogatepass")
+            start = end
+    return answers
 
 
 def _stopped(why: str) -> TemplateStopped:

@@ -20,7 +20,7 @@ from peftsmith.model import headers, source
 from peftsmith.model.headers import Tensor
 from peftsmith.model.source import INDEX, SMALL, TOKENIZER, WEIGHTS, ModelFiles
 
-_TIMEOUT = 20.0  # seconds without a byte
+TIMEOUT = 20.0  # seconds without a byte
 _FIRST_READ = 128 << 10  # most headers fit; a longer one takes a second request
 _AT_ONCE = 8
 _MOST_SHARDS = 2000
@@ -28,13 +28,13 @@ _MOST_SHARDS = 2000
 
 def open_remote(model: str, revision: str | None) -> ModelFiles:
     """The hub model `model` at `revision`; from the cache alone when offline."""
-    hub = _library()
+    hub = library()
     if hub.constants.is_offline_mode():
         return _from_cache(model, revision, "HF_HUB_OFFLINE is set")
     try:
-        with _explained(model, revision):
-            info = hub.HfApi().model_info(model, revision=revision, timeout=_TIMEOUT)
-    except _NoNetwork as error:
+        with explained(model, revision):
+            info = hub.HfApi().model_info(model, revision=revision, timeout=TIMEOUT)
+    except NoNetwork as error:
         return _from_cache(model, revision, str(error), error)
     commit = str(info.sha)
     names = [sibling.rfilename for sibling in info.siblings or []]
@@ -46,13 +46,13 @@ def open_remote(model: str, revision: str | None) -> ModelFiles:
             value=model,
             next_step="Give the id of a transformers model (an adapter's own base model, not the adapter).",
         )
-    with _explained(model, revision):
+    with explained(model, revision):
         wanted = [name for name in SMALL if name in names]
         if "config.json" in wanted and revision != commit:
             # Notes in the cache which commit the branch (or the default) stands at, so that it is found offline.
-            hub.hf_hub_download(model, "config.json", revision=revision, etag_timeout=_TIMEOUT)
+            hub.hf_hub_download(model, "config.json", revision=revision, etag_timeout=TIMEOUT)
         for name in wanted:
-            hub.hf_hub_download(model, name, revision=commit, etag_timeout=_TIMEOUT)
+            hub.hf_hub_download(model, name, revision=commit, etag_timeout=TIMEOUT)
         small = _snapshot(model, commit, "config.json") or Path(hub.constants.HF_HUB_CACHE)
         index = source.read_index(small / INDEX) if INDEX in wanted and WEIGHTS not in names else None
         shards = source.index_shards(index) if index is not None else [WEIGHTS] if WEIGHTS in names else []
@@ -69,18 +69,19 @@ def open_remote(model: str, revision: str | None) -> ModelFiles:
         notes=notes,
         small=small,
         licence=_licence(info.tags or []),
+        gated=bool(info.gated),
     )
 
 
 def fetch_tokenizer(model: str, commit: str) -> None:
     """tokenizer.json into the hub cache; silent when the model has none, a PeftsmithError without network."""
-    hub = _library()
+    hub = library()
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        with _explained(model, commit), suppress(EntryNotFoundError):
-            hub.hf_hub_download(model, TOKENIZER, revision=commit, etag_timeout=_TIMEOUT)
-    except _NoNetwork as error:
+        with explained(model, commit), suppress(EntryNotFoundError):
+            hub.hf_hub_download(model, TOKENIZER, revision=commit, etag_timeout=TIMEOUT)
+    except NoNetwork as error:
         raise PeftsmithError(
             f"The hub cannot be reached ({error}) and the tokenizer of {model} is not in the hub cache",
             value=model,
@@ -92,7 +93,7 @@ def _header(model: str, commit: str, name: str) -> dict[str, Tensor]:
     cached = _snapshot(model, commit, name)
     if cached is not None:
         return headers.read_file(cached / name)
-    hub = _library()
+    hub = library()
     url = hub.hf_hub_url(model, name, revision=commit)
     head, size = _ranged(url, 0, _FIRST_READ)
     length = headers.header_length(head[: headers.PREFIX], size, name)
@@ -109,9 +110,9 @@ def _header(model: str, commit: str, name: str) -> dict[str, Tensor]:
 
 def _ranged(url: str, start: int, count: int) -> tuple[bytes, int]:
     """At most `count` bytes from `start`, and the size of the whole file; a server that ignores ranges is cut off."""
-    tools = _library().utils
+    tools = library().utils
     asked = {**tools.build_hf_headers(), "Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
-    with tools.get_session().stream("GET", url, headers=asked, timeout=_TIMEOUT) as answer:
+    with tools.get_session().stream("GET", url, headers=asked, timeout=TIMEOUT) as answer:
         tools.hf_raise_for_status(answer)
         partial = answer.status_code == 206
         stated = (
@@ -157,7 +158,7 @@ def _from_cache(model: str, revision: str | None, why: str, cause: BaseException
 
 def _snapshot(model: str, revision: str | None, name: str) -> Path | None:
     """Folder in the hub cache that holds `name` of this revision."""
-    found = _library().try_to_load_from_cache(model, name, revision=revision)
+    found = library().try_to_load_from_cache(model, name, revision=revision)
     return Path(found).parent if isinstance(found, str) else None
 
 
@@ -165,7 +166,7 @@ def _licence(tags: list[str]) -> str | None:
     return next((tag.removeprefix("license:")[:80] for tag in tags if tag.startswith("license:")), None)
 
 
-def _library() -> Any:
+def library() -> Any:
     # Telemetry also means a request of its own for a list of assistants (huggingface_hub 2.4); peftsmith makes none.
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -176,13 +177,13 @@ def _library() -> Any:
     return huggingface_hub
 
 
-class _NoNetwork(Exception):
+class NoNetwork(Exception):
     """The hub did not answer."""
 
 
 @contextmanager
-def _explained(model: str, revision: str | None) -> Iterator[None]:
-    """huggingface_hub's exceptions as PeftsmithErrors that say what to do; no network as _NoNetwork."""
+def explained(model: str, revision: str | None, kind: str = "model") -> Iterator[None]:
+    """huggingface_hub's exceptions as PeftsmithErrors that say what to do; no network as NoNetwork."""
     import httpx2
     from huggingface_hub import errors
 
@@ -192,27 +193,27 @@ def _explained(model: str, revision: str | None) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         raise PeftsmithError(
-            "This model is gated: its owner grants access on request",
+            f"This {kind} is gated: its owner grants access on request",
             value=model,
-            next_step="Ask for access on the model's page, then log in with `hf auth login` (or set HF_TOKEN).",
+            next_step=f"Ask for access on the {kind}'s page, then log in with `hf auth login` (or set HF_TOKEN).",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise PeftsmithError(
-            "There is no such folder here, and the hub knows no such model, or it is private and you are not logged in",
+            f"There is no such folder here; the hub knows no such {kind}, or it is private and you are not logged in",
             value=model,
-            next_step="Check the spelling; for a private model log in with `hf auth login` (or set HF_TOKEN).",
+            next_step=f"Check the spelling; for a private {kind} log in with `hf auth login` (or set HF_TOKEN).",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise PeftsmithError(
-            f"The model {model} has no such revision", value=revision, next_step="Leave revision out, or correct it."
+            f"The {kind} {model} has no such revision", value=revision, next_step="Leave revision out, or correct it."
         ) from error
     except errors.OfflineModeIsEnabled as error:
-        raise _NoNetwork("HF_HUB_OFFLINE is set") from error
+        raise NoNetwork("HF_HUB_OFFLINE is set") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
         if status in (401, 403):
             raise PeftsmithError(
-                f"The hub refuses access to this model (status {status})",
+                f"The hub refuses access to this {kind} (status {status})",
                 value=model,
                 next_step="Log in with `hf auth login` (or set HF_TOKEN) as a user who may read it.",
             ) from error
@@ -220,4 +221,4 @@ def _explained(model: str, revision: str | None) -> Iterator[None]:
             f"The hub answered with status {status}", value=model, next_step="Try again in a minute."
         ) from error
     except (errors.LocalEntryNotFoundError, httpx2.TransportError, httpx2.InvalidURL) as error:
-        raise _NoNetwork(type(error).__name__) from error
+        raise NoNetwork(type(error).__name__) from error

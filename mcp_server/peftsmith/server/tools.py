@@ -23,7 +23,7 @@ from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetad
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import ConfigDict, ValidationError, create_model
 
-from peftsmith import files
+from peftsmith import files, progress
 from peftsmith.errors import PeftsmithError
 from peftsmith.operations import Operation
 
@@ -47,8 +47,10 @@ class OperationTool(Tool):
             keywords = self.fn_metadata.validate_arguments(arguments)
         except ValidationError as error:
             raise ToolError(_explain(self.name, self.fn_metadata.arg_model, error)) from error
+        heard: dict[str, tuple[int, int | None]] = {}
+        progress.listen(lambda done, total: heard.update(now=(done, total)))  # the thread takes this context along
         async with anyio.create_task_group() as group:
-            group.start_soon(_heartbeat, self.name, context)
+            group.start_soon(_heartbeat, self.name, context, heard)
             outcome = await anyio.to_thread.run_sync(_call, self.name, self.fn, keywords, abandon_on_cancel=True)
             group.cancel_scope.cancel()
         if isinstance(outcome, ToolError):
@@ -106,13 +108,15 @@ def _call(name: str, function: Callable[..., Any], keywords: Mapping[str, Any]) 
         return ToolError(_unexpected(name, error))
 
 
-async def _heartbeat(name: str, context: Context[Any, Any]) -> None:
+async def _heartbeat(name: str, context: Context[Any, Any], heard: Mapping[str, tuple[int, int | None]]) -> None:
     """Progress every few seconds for a client that asked for it: some give up on a call that is silent for a minute."""
     start = anyio.current_time()
     while True:
         await anyio.sleep(HEARTBEAT_SECONDS)
         seconds = anyio.current_time() - start
-        await context.report_progress(seconds, None, f"{name}: {seconds:.0f} s")
+        done, total = heard.get("now", (None, None))
+        of = f", {done} of {total}" if total else f", {done}" if done else ""
+        await context.report_progress(seconds, None, f"{name}: {seconds:.0f} s{of}")
 
 
 def _explain(name: str, model: type[ArgModelBase], error: ValidationError) -> str:

@@ -1,0 +1,155 @@
+"""How fast a data set is audited, against the tokenizers library alone on the same rendered text and cores.
+
+Run as: python benchmarks/audit_speed.py [--rows 100000] [--parts 4] [--model FOLDER]
+        python benchmarks/audit_speed.py --rows 1000000 --memory     (one audit, for its memory)
+
+Rows are made up (chat_rows.py), about 1 kB each. They are cut into parts; for every part `encode_batch` (1000 texts at
+a time, rendering not counted), the whole audit, and the audit without near duplicates and scans run one after the
+other in changing order, each in a process of its own, so that other load on the machine weighs on all alike. An audit's
+time counts reading, rendering, the template's process, every check and the report. Prints rows a second, the two ratios
+and the peak memory of the largest process; exit code 1 when a ratio or the memory misses what must hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[:0] = [str(REPOSITORY / "mcp_server")]
+
+import chat_rows  # noqa: E402
+
+FULL_AT_LEAST, LEAN_AT_LEAST, MEMORY_AT_MOST = 0.7, 0.9, 1.5 * 2**30
+KINDS = ("encode_batch", "full", "lean")
+_LOT = 1000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--parts", type=int, default=4)
+    parser.add_argument("--model", type=Path, default=REPOSITORY / ".cache" / "models" / "smollm2")
+    parser.add_argument("--memory", action="store_true", help="only one audit of all rows, for its memory")
+    parser.add_argument("--measure", nargs=2, metavar=("KIND", "FILE"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure:
+        print(json.dumps(measure(given.measure[0], Path(given.measure[1]), given.model)))
+        return 0
+    if not (given.model / "tokenizer.json").exists():
+        print(f"no model in {given.model}: run `make demo-model`", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        return of_memory(given, Path(folder)) if given.memory else of_speed(given, Path(folder))
+
+
+def of_speed(given: argparse.Namespace, folder: Path) -> int:
+    sums = {kind: {"seconds": 0.0, "cpu": 0.0, "peak": 0.0} for kind in KINDS}
+    size = given.rows // given.parts
+    for part in range(given.parts):
+        data = folder / "rows.jsonl"
+        chat_rows.write(data, size, seed=part)
+        for kind in (*KINDS[part % 3 :], *KINDS[: part % 3]):
+            seen = run(kind, data, given.model)
+            assert seen["rows"] == size, seen
+            for name in ("seconds", "cpu"):
+                sums[kind][name] += seen[name]
+            sums[kind]["peak"] = max(sums[kind]["peak"], seen["peak"])
+            print(f"part {part + 1}: {kind:13}{size / seen['seconds']:9.0f} rows/s", flush=True)
+    rows = size * given.parts
+    for kind in KINDS:
+        each = sums[kind]
+        print(
+            f"{kind:13}{rows / each['seconds']:9.0f} rows/s {each['cpu'] / rows * 1e6:7.0f} us of CPU a row "
+            f"{each['peak'] / 2**20:6.0f} MiB"
+        )
+    ratios = {kind: sums["encode_batch"]["seconds"] / sums[kind]["seconds"] for kind in ("full", "lean")}
+    of_cpu = {kind: sums["encode_batch"]["cpu"] / sums[kind]["cpu"] for kind in ("full", "lean")}
+    print(f"by CPU time: every check {of_cpu['full']:.3f}, without near duplicates and scans {of_cpu['lean']:.3f}")
+    print(
+        f"audit speed against encode_batch: every check {ratios['full']:.3f} (at least {FULL_AT_LEAST}), "
+        f"without near duplicates and scans {ratios['lean']:.3f} (at least {LEAN_AT_LEAST})"
+    )
+    return 0 if ratios["full"] >= FULL_AT_LEAST and ratios["lean"] >= LEAN_AT_LEAST else 1
+
+
+def of_memory(given: argparse.Namespace, folder: Path) -> int:
+    data = folder / "rows.jsonl"
+    chat_rows.write(data, given.rows)
+    seen = run("full", data, given.model)
+    assert seen["rows"] == given.rows, seen
+    print(f"{given.rows} rows, {data.stat().st_size / 2**20:.0f} MiB: {given.rows / seen['seconds']:.0f} rows/s")
+    print(f"peak memory {seen['peak'] / 2**30:.2f} GiB (at most {MEMORY_AT_MOST / 2**30:.1f})")
+    return 0 if seen["peak"] <= MEMORY_AT_MOST else 1
+
+
+def run(kind: str, data: Path, model: Path) -> dict[str, float]:
+    """One measurement in a process of its own, with two threads for the tokenizer."""
+    threads = os.environ.get("RAYON_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or "2"
+    done = subprocess.run(
+        [sys.executable, __file__, "--model", str(model), "--measure", kind, str(data)],
+        env={**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"},
+        check=True,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def measure(kind: str, data: Path, model: Path) -> dict[str, float]:
+    """Rows, seconds, seconds of CPU (with the template's process) and peak bytes of one kind of work."""
+    from peftsmith import files
+    from peftsmith.data.audit import audit
+    from peftsmith.data.formats import Mapping, read_rows, to_example
+    from peftsmith.data.rendering import Renderer
+
+    files.set_roots(["/"])
+    if kind == "encode_batch":
+        renderer = Renderer.load(model)
+        source = (to_example(row.value, Mapping("messages")) for row in read_rows(data) if row.value is not None)
+        texts = []
+        while chats := list(islice(source, _LOT)):
+            texts += renderer.texts([(each.prompt + each.completion, False) for each in chats])
+        before = _cpu()
+        began = time.perf_counter()
+        for start in range(0, len(texts), _LOT):
+            renderer.files.tokenizer.encode_batch(texts[start : start + _LOT], add_special_tokens=False)
+        seconds = time.perf_counter() - began
+        return {"rows": len(texts), "seconds": seconds, "cpu": _cpu() - before, "peak": _peak()}
+    before = _cpu()
+    began = time.perf_counter()
+    checks = kind == "full"
+    report = audit(
+        data, model=str(model), near_duplicates=checks, scans=checks, progress=_bar if sys.stderr.isatty() else None
+    )
+    seconds = time.perf_counter() - began
+    return {"rows": report.usable_rows, "seconds": seconds, "cpu": _cpu() - before, "peak": _peak()}
+
+
+def _cpu() -> float:
+    """Seconds of this process and its ended children."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in spent)
+
+
+def _peak() -> int:
+    """Bytes: of this process, and of its largest child beside it."""
+    return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def _bar(done: int, total: int | None) -> None:
+    print(f"\r{done} of {total or '?'} rows", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

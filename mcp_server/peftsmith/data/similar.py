@@ -1,0 +1,167 @@
+"""Rows that are nearly the same: sketches of their words, and the search for rows with like sketches.
+
+Knows: word shingles, bottom-k sketches, an estimate of the Jaccard similarity, candidates by the smallest hashes.
+Does not know: exact repetition (repetition.py).
+
+Two rows are similar when the sets of their three-word shingles have a Jaccard similarity of at least 0.8, estimated for
+question and answer on their own, case and white space aside. Texts under three words must be equal. The estimate
+takes the k smallest hashes of both sets (k = 24 for questions, 12 for answers); below k shingles it is exact, above its
+standard error is at most 0.1. Rows are compared when one of their four smallest hashes is the same, which rows of
+similarity 0.8 miss in less than one of a hundred cases. Source: Broder, On the resemblance and containment of
+documents (1997); Lee et al., Deduplicating training data makes language models better (arXiv 2107.06499) take 0.8 too.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from peftsmith.data.views import View
+
+LEAST = 0.8
+_ASKED, _ANSWER = 24, 12
+_WIDTH = _ASKED + _ANSWER
+_KEYS = 4
+_LEADERS = 8  # of one group of candidates; many more share only boilerplate
+_MOST_WORDS = 1 << 18
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+_WORDS = re.compile(f"{_UNSPACED.pattern}|[^\\s{_UNSPACED.pattern[1:-1]}]+")
+
+
+class Sketch(NamedTuple):
+    """The smallest hashes (signed, 32 bits) of the shingles of each side, in order.
+
+    `words` is equal (64 bits) for rows that differ in nothing but case and white space.
+    """
+
+    asked: Sequence[int]
+    answer: Sequence[int]
+    words: int = 0
+
+    def marks(self) -> list[int]:
+        """The smallest hashes of both sides together: rows that share one are compared."""
+        return sorted([*self.asked[:_KEYS], *(each ^ 0x5BD1E995 for each in self.answer[:_KEYS])])[:_KEYS]
+
+    def like(self, other: Sketch) -> bool:
+        return (
+            jaccard(self.asked, other.asked, _ASKED) >= LEAST and jaccard(self.answer, other.answer, _ANSWER) >= LEAST
+        )
+
+
+class _Words(dict[str, int]):
+    """A number for each word; forgotten when there are too many, since it can be made again."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _MOST_WORDS:
+            self.clear()
+        number = self[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        return number
+
+
+_words = _Words()
+
+
+def sketch(view: View) -> Sketch:
+    asked, answer = _numbers(view.asked), _numbers(view.answer)
+    words = hash((asked, answer, view.system, view.rest)) & 0xFFFFFFFFFFFFFFFF
+    return Sketch(_smallest(asked, _ASKED), _smallest(answer, _ANSWER), words)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    folded = text.casefold()
+    words = folded.split() if folded.isascii() or not _UNSPACED.search(folded) else _WORDS.findall(folded)
+    return tuple(map(_words.__getitem__, words))
+
+
+def _smallest(numbers: tuple[int, ...], most: int) -> list[int]:
+    if len(numbers) < 3:
+        return [hash(numbers) >> 32] if numbers else []
+    # The hash of a tuple of integers is the same in every process; that of a text is not.
+    hashes = set(map(hash, zip(numbers, numbers[1:], numbers[2:], strict=False)))
+    return [each >> 32 for each in sorted(hashes)[:most]]
+
+
+def jaccard(one: Sequence[int], other: Sequence[int], most: int) -> float:
+    """The estimate for two sketches of at most `most` hashes; 1 when both are empty."""
+    first, second = set(one), set(other)
+    union = sorted(first | second)[:most]
+    return sum(each in first and each in second for each in union) / len(union) if union else 1.0
+
+
+class Similar:
+    """The sketches of many rows, 150 bytes a row, with 32 more while groups are made."""
+
+    def __init__(self) -> None:
+        self._hashes = array("i")
+        self._sizes = array("B")
+        self._keys = array("Q")  # a key's 32 bits above the row's place
+
+    def __len__(self) -> int:
+        return len(self._sizes) // 2
+
+    def add(self, row: Sketch) -> int:
+        """Keep a sketch; returns its place."""
+        place = len(self)
+        for side, most in ((row.asked, _ASKED), (row.answer, _ANSWER)):
+            self._sizes.append(len(side))
+            self._hashes.extend([*side, *([0] * (most - len(side)))])
+        self._keys.extend([(key & 0xFFFFFFFF) << 32 | place for key in row.marks()])
+        return place
+
+    def at(self, place: int) -> Sketch:
+        start, asked, answer = _WIDTH * place, self._sizes[2 * place], self._sizes[2 * place + 1]
+        middle = start + _ASKED
+        return Sketch(self._hashes[start : start + asked], self._hashes[middle : middle + answer])
+
+    def repeated(self) -> dict[int, int]:
+        """Place -> an earlier place with a like sketch, for every place that has one. Exact repetition is included."""
+        found: dict[int, int] = {}
+        for group in self._groups():
+            leaders: list[tuple[int, Sketch]] = []
+            for place in group:
+                if place in found:
+                    continue
+                row = self.at(place)
+                like = next((other for other, known in leaders if known.like(row)), None)
+                if like is not None:
+                    found[place] = like
+                elif len(leaders) < _LEADERS:
+                    leaders.append((place, row))
+        return found
+
+    def _groups(self) -> Iterator[list[int]]:
+        group: list[int] = []
+        before = -1
+        for each in sorted(self._keys):
+            key, place = each >> 32, each & 0xFFFFFFFF
+            if key != before:
+                if len(group) > 1:
+                    yield group
+                group, before = [], key
+            group.append(place)
+        if len(group) > 1:
+            yield group
+
+
+class Lookup:
+    """The sketches of one split, to ask whether it has a row like another."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, list[tuple[int, Sketch]]] = {}
+
+    def add(self, number: int, row: Sketch) -> None:
+        for key in row.marks():
+            known = self._rows.setdefault(key, [])
+            if len(known) < _LEADERS:
+                known.append((number, row))
+
+    def find(self, row: Sketch) -> int | None:
+        """The number of a row with a like sketch."""
+        for key in row.marks():
+            for number, known in self._rows.get(key, ()):
+                if known.like(row):
+                    return number
+        return None

@@ -1,0 +1,325 @@
+"""What real trainers make of rows: the prepared set and the batches that their own collators build.
+
+Knows: how to build each trainer of TRL and transformers around a tiny random model, with the real tokenizer.
+Does not know: what the result is compared with (data/proof.py, in the control plane), or how rows came about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peftsmith.worker.child import Report
+
+# A template that allocates without end must not take the machine down: this much above what the libraries hold.
+ROOM_BYTES = 4 << 30
+LEAK = 1e-3  # relative change of a hidden state, far above rounding
+_BATCHED = ("input_ids", "labels", "attention_mask", "position_ids", "completion_mask", "label")
+
+
+def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+    """`{"work": folder, "cases": [case]}` -> `{"cases": [answer]}`.
+
+    A case: tokenizer (folder), template (text or None), trainer, options (keywords of its config), rows (as the
+    trainer's data set takes them), batch (rows a batch), labels (names of classes or tags). Its answer holds
+    `batches` (lists of ids, labels and masks, as the collator returns them) and `kept` (rows of the prepared set), or
+    `error` (what the trainer raised). With `want_template`, `training_template` is TRL's own for this tokenizer, where
+    it has one. With `config` (config.json) `leak` says whether samples laid end to end see each other.
+    """
+    work = Path(arguments["work"])
+    _limit()
+    _settle(work)
+    answers = []
+    for number, case in enumerate(arguments["cases"]):
+        report("case", {"number": number})
+        answers.append(_case(case, work))
+    return {"cases": answers}
+
+
+def _case(case: dict[str, Any], work: Path) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(case["tokenizer"])
+    if case.get("template") is not None:
+        tokenizer.chat_template = case["template"]
+    answer: dict[str, Any] = {"pad_is_eos": tokenizer.pad_token_id is not None and _pads_with_eos(tokenizer)}
+    if case.get("want_template"):
+        answer["training_template"] = training_template(tokenizer)
+    if "trainer" not in case:
+        return answer
+    try:
+        with tempfile.TemporaryDirectory(dir=work) as output:
+            trainer = TRAINERS[case["trainer"]](tokenizer, case, output)
+            prepared = trainer.train_dataset
+            size = case["batch"]
+            batches = [
+                _plain(trainer.data_collator(_columns(trainer, prepared, start, size)))
+                for start in range(0, len(prepared), size)
+            ]
+            if case.get("config") is not None:
+                answer["leak"] = leak(trainer, case["config"])
+        return {**answer, "kept": len(prepared), "batches": batches}
+    except MemoryError:
+        return {**answer, "error": "MemoryError: the template or the rows took more memory than a proof may"}
+    except Exception as error:  # what a trainer raises for these rows and settings is the answer
+        return {**answer, "error": f"{type(error).__name__}: {error}"[:2000]}
+
+
+def _columns(trainer: Any, prepared: Any, start: int, size: int) -> list[dict[str, Any]]:
+    """Rows as the data loader hands them over: without the columns that Trainer takes out."""
+    trainer._set_signature_columns_if_needed()
+    wanted = set(trainer._signature_columns or ()) | {"label", "label_ids", "labels"}
+    kept = [name for name in prepared.column_names if name in wanted]
+    part = prepared.select(range(start, min(start + size, len(prepared)))).select_columns(kept)
+    return [part[place] for place in range(len(part))]
+
+
+def _plain(batch: Any) -> dict[str, Any]:
+    return {name: batch[name].tolist() for name in _BATCHED if name in batch}
+
+
+def leak(trainer: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Whether two samples in one sequence change each other's hidden states, on a small model of this architecture.
+
+    The batch is the trainer's collator's own. What is seen is this processor's attention, which is named.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from peftsmith.worker import skeleton
+
+    with tempfile.TemporaryDirectory() as folder:
+        cleaned = {name: value for name, value in config.items() if name not in ("quantization_config", "auto_map")}
+        (Path(folder) / "config.json").write_text(json.dumps(cleaned), encoding="utf-8")
+        loaded = AutoConfig.from_pretrained(folder)
+    skeleton.cut_down(loaded)
+    model = AutoModelForCausalLM.from_config(loaded, dtype=torch.float32).eval()
+    draw = torch.Generator().manual_seed(0)
+    most = loaded.get_text_config().vocab_size
+    samples = [torch.randint(0, most, (length,), generator=draw).tolist() for length in (9, 14)]
+
+    def states(rows: list[list[int]]) -> Any:
+        joined = [token for row in rows for token in row]
+        packed = [{"input_ids": joined, "labels": joined, "seq_lengths": [len(row) for row in rows]}]
+        batch = {name: value for name, value in trainer.data_collator(packed).items() if name != "labels"}
+        with torch.no_grad():
+            return model(**batch, use_cache=False, output_hidden_states=True).hidden_states[-1][0]
+
+    together, alone = states(samples), torch.cat([states([row]) for row in samples])
+    largest = float((together - alone).abs().max() / alone.abs().max())
+    return {
+        "leaks": largest > LEAK,
+        "largest": round(largest, 6),
+        "attention": str(model.config._attn_implementation),
+    }
+
+
+def training_template(tokenizer: Any) -> str | None:
+    """TRL's template with generation blocks for this tokenizer; None when it has none for it, or needs none."""
+    from trl.chat_template_utils import get_training_chat_template
+
+    try:
+        found: str | None = get_training_chat_template(tokenizer)
+    except Exception:  # a template that TRL cannot try out has no training twin either
+        return None
+    return found
+
+
+def _pads_with_eos(tokenizer: Any) -> bool:
+    return bool(tokenizer.pad_token_id == tokenizer.eos_token_id)
+
+
+def _sft(tokenizer: Any, case: dict[str, Any], output: str) -> Any:
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        model=_causal(tokenizer),
+        args=SFTConfig(**_common(output, case), **case["options"]),
+        train_dataset=_dataset(case["rows"]),
+        processing_class=tokenizer,
+    )
+
+
+def _dpo(tokenizer: Any, case: dict[str, Any], output: str) -> Any:
+    from trl import DPOConfig, DPOTrainer
+
+    return DPOTrainer(
+        model=_causal(tokenizer),
+        ref_model=_causal(tokenizer),
+        args=DPOConfig(**_common(output, case), **case["options"]),
+        train_dataset=_dataset(case["rows"]),
+        processing_class=tokenizer,
+    )
+
+
+def _kto(tokenizer: Any, case: dict[str, Any], output: str) -> Any:
+    from trl import KTOConfig, KTOTrainer
+
+    return KTOTrainer(
+        model=_causal(tokenizer),
+        ref_model=_causal(tokenizer),
+        args=KTOConfig(**_common(output, case), **case["options"]),
+        train_dataset=_dataset(case["rows"]),
+        processing_class=tokenizer,
+    )
+
+
+def _classification(tokenizer: Any, case: dict[str, Any], output: str) -> Any:
+    """Preprocessing of transformers' own run_glue.py."""
+    from transformers import DataCollatorWithPadding, LlamaForSequenceClassification
+
+    def tokenize(row: dict[str, Any]) -> dict[str, Any]:
+        made = tokenizer(row["text"], row["second"], truncation=True, max_length=case["options"]["max_length"])
+        return {**made, "label": case["labels"].index(row["label"])}
+
+    _need_padding(tokenizer)
+    model = LlamaForSequenceClassification(_config(tokenizer, num_labels=len(case["labels"])))
+    return _trainer(model, tokenizer, case, output, tokenize, DataCollatorWithPadding(tokenizer, **_multiple(case)))
+
+
+def _tagging(tokenizer: Any, case: dict[str, Any], output: str) -> Any:
+    """Preprocessing of transformers' own run_ner.py: the first token of a word carries its tag."""
+    from transformers import DataCollatorForTokenClassification, LlamaForTokenClassification
+
+    def tokenize(row: dict[str, Any]) -> dict[str, Any]:
+        made = tokenizer(
+            row["words"], truncation=True, max_length=case["options"]["max_length"], is_split_into_words=True
+        )
+        labels, before = [], None
+        for word in made.word_ids():
+            labels.append(-100 if word is None or word == before else case["labels"].index(row["tags"][word]))
+            before = word
+        return {**made, "labels": labels}
+
+    _need_padding(tokenizer)
+    model = LlamaForTokenClassification(_config(tokenizer, num_labels=len(case["labels"])))
+    collator = DataCollatorForTokenClassification(tokenizer, **_multiple(case))
+    return _trainer(model, tokenizer, case, output, tokenize, collator)
+
+
+def _seq2seq(tokenizer: Any, case: dict[str, Any], output: str) -> Any:
+    """Preprocessing of transformers' own run_summarization.py."""
+    from transformers import (
+        DataCollatorForSeq2Seq,
+        Seq2SeqTrainer,
+        Seq2SeqTrainingArguments,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    def tokenize(row: dict[str, Any]) -> dict[str, Any]:
+        options = case["options"]
+        made = tokenizer(row["source"], truncation=True, max_length=options["max_length"])
+        target = tokenizer(text_target=row["target"], truncation=True, max_length=options["max_target_length"])
+        return {**made, "labels": target["input_ids"]}
+
+    _need_padding(tokenizer)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+        pad_token_id=tokenizer.pad_token_id, decoder_start_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config)
+    rows = _dataset(case["rows"])
+    return Seq2SeqTrainer(
+        model=model,
+        args=Seq2SeqTrainingArguments(**_common(output, case)),
+        train_dataset=rows.map(tokenize, remove_columns=rows.column_names),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, **_multiple(case)),
+        processing_class=tokenizer,
+    )
+
+
+def _trainer(model: Any, tokenizer: Any, case: dict[str, Any], output: str, tokenize: Any, collator: Any) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    rows = _dataset(case["rows"])
+    return Trainer(
+        model=model,
+        args=TrainingArguments(**_common(output, case)),
+        train_dataset=rows.map(tokenize, remove_columns=rows.column_names),
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+
+
+TRAINERS: dict[str, Callable[[Any, dict[str, Any], str], Any]] = {
+    "sft": _sft,
+    "dpo": _dpo,
+    "kto": _kto,
+    "classification": _classification,
+    "tagging": _tagging,
+    "seq2seq": _seq2seq,
+}
+
+
+def _need_padding(tokenizer: Any) -> None:
+    """As the scripts do: a tokenizer without a pad token pads with its end token."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _multiple(case: dict[str, Any]) -> dict[str, Any]:
+    return {"pad_to_multiple_of": case["options"].get("pad_to_multiple_of")}
+
+
+def _common(output: str, case: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "output_dir": output,
+        "per_device_train_batch_size": case["batch"],
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _dataset(rows: list[dict[str, Any]]) -> Any:
+    """Mixed values (a tool's arguments) stay as they are instead of being filled up with nulls."""
+    from datasets import Dataset
+
+    return Dataset.from_list(rows, on_mixed_types="use_json")
+
+
+def _config(tokenizer: Any, **more: Any) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, pad_token_id=tokenizer.pad_token_id, **more,
+    )  # fmt: skip
+
+
+def _causal(tokenizer: Any) -> Any:
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM(_config(tokenizer))
+
+
+def _settle(work: Path) -> None:
+    """Temporary files and the caches of datasets go to `work`, which the caller removes."""
+    import datasets
+    import torch
+    import transformers
+
+    os.environ["TMPDIR"] = tempfile.tempdir = str(work)
+    datasets.config.HF_DATASETS_CACHE = work / "datasets"
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    transformers.set_seed(0)
+
+
+def _limit() -> None:
+    """Cap the address space where the system can (Linux)."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return
+    import resource
+
+    held = int(status.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + ROOM_BYTES, held + ROOM_BYTES))
