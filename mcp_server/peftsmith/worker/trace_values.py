@@ -26,7 +26,6 @@ class SetUp(TorchDispatchMode):
     are not drawn: tensors stay as they are, and a permutation is in order."""
 
     COPIES = (aten._to_copy.default,)
-    FILLS = (aten.uniform_.default, aten.normal_.default, aten.zero_.default)
     PERMUTATIONS = (aten.randperm.default, aten.randperm.generator)
     # Products of shapes alone; on real weights of a large model they would take minutes.
     DECOMPOSITIONS = ("_linalg_svd", "linalg_qr", "_linalg_eigh", "linalg_inv_ex", "_linalg_solve_ex", "linalg_lstsq")
@@ -48,9 +47,7 @@ class SetUp(TorchDispatchMode):
             if function in self.COPIES and target is not None and torch.device(target).type != "meta":
                 self.asked += 1
                 return blank(first.shape, kwargs.get("dtype") or first.dtype)
-        elif (function in self.FILLS and first is not None and first.is_floating_point()) or (
-            function is aten.copy_.default and _is_blank(args[1])
-        ):
+        elif _leaves_as_is(function, args):
             return first
         elif function in self.PERMUTATIONS and first is not None:
             return torch.arange(first)
@@ -66,6 +63,16 @@ class SetUp(TorchDispatchMode):
 def blank(shape: Any, dtype: torch.dtype) -> torch.Tensor:
     """Zeros of this shape on the processor, one element in memory."""
     return torch.zeros((), dtype=dtype).expand(tuple(shape))
+
+
+FILLS = (aten.uniform_.default, aten.normal_.default, aten.zero_.default)
+
+
+def _leaves_as_is(function: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation only fills a tensor with numbers that nobody reads."""
+    if function in FILLS:
+        return bool(args[0].is_floating_point())
+    return function is aten.copy_.default and _is_blank(args[1])
 
 
 def _is_blank(tensor: torch.Tensor) -> bool:
@@ -256,7 +263,9 @@ def same_shape(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             return None
     elif not one.is_floating_point():
         return None
-    return torch.empty_like(one) if one.device.type == "meta" and one.is_contiguous() else None
+    if one.device.type != "meta" or not one.is_contiguous():
+        return None
+    return torch.empty(one.shape, dtype=one.dtype, device="meta")
 
 
 ELEMENTWISE = (aten.mul.Tensor, aten.add.Tensor)
