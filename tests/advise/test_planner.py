@@ -88,13 +88,13 @@ def test_rank_follows_the_tokens_that_carry_loss(tiny_model):
     ("wish", "said"),
     [
         ({"model": "/no/such/model"}, "model"),
-        ({"data": "empty"}, "row"),
-        ({"data": "half"}, "prepare_dataset"),
+        ({"data": "empty.jsonl"}, "row"),
+        ({"data": "half.jsonl"}, "cannot be trained on"),
     ],
 )
 def test_what_cannot_be_planned_leaves_nothing_behind(tmp_path, tiny_model, rows, wish, said):
-    (tmp_path / "empty").write_text("", encoding="utf-8")
-    write_rows(tmp_path / "half", [{"text": "x", "label": "a"}, {"text": "y"}] * 30)
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    write_rows(tmp_path / "half.jsonl", [{"text": "x", "label": "a"}, {"text": "y"}] * 30)
     arguments = {"model": str(tiny_model), "data": rows, **wish}
     arguments["data"] = tmp_path / arguments["data"]
     with pytest.raises(PeftsmithError, match=said):
@@ -173,3 +173,19 @@ def test_every_rule_names_statement_source_strength_conflict_and_what_would_chan
     for name, entry in rules.reasons().items():
         assert set(entry) == {"statement", "source", "strength", "conflicts", "would_change"}, name
         assert entry["strength"] in {"measured", "practice", "arithmetic"}
+
+
+@pytest.mark.parametrize(
+    ("row", "wish", "said"),
+    [
+        ({"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]}, {}, "sharegpt rows"),
+        ({"prompt": "u", "response": "a"}, {}, "column 'response'"),
+        ({"sentence": "u", "label": "a"}, {}, "column 'sentence'"),
+        ({"premise": "u", "hypothesis": "v", "label": "a"}, {"text_column": "premise"}, "column 'hypothesis'"),
+    ],
+)
+def test_rows_that_scripts_would_not_read_are_sent_to_prepare_dataset(tmp_path, tiny_model, row, wish, said):
+    data = write_rows(tmp_path / "r.jsonl", [row, row])
+    with pytest.raises(PeftsmithError, match=said) as caught:
+        planner.make(tmp_path / "p", planner.Wish(model=str(tiny_model), data=data, **wish))
+    assert "prepare_dataset" in caught.value.next_step and not (tmp_path / "p").exists()

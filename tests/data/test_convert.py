@@ -101,6 +101,13 @@ CASES = {
     ),
     "prompt and completion": ({"prompt": "u", "completion": "a"}, "prompt_completion", 1, Chat([U], [A])),
     "as messages": ({"prompt": [U], "completion": [A]}, "prompt_completion", 1, Chat([U], [A])),
+    "prompt and response": ({"prompt": "u", "response": "a"}, "prompt_completion", 1, Chat([U], [A])),
+    "instruction and response": (
+        {"instruction": "i", "context": "x", "response": "a", "category": "qa"},
+        "alpaca", 1, Chat([say("user", "i\nx")], [A]),
+    ),
+    "text and summary": ({"text": "s", "summary": "t", "title": "x"}, "seq2seq", 1, Pair("s", "t")),
+    "input and output": ({"input": "s", "output": "t"}, "seq2seq", 0.5, Pair("s", "t")),
     "text": ({"text": "<|im_start|>user\nu<|im_end|>", "url": "x"}, "text", 1,
              Plain("", "<|im_start|>user\nu<|im_end|>")),
     "preference": ({"prompt": "u", "chosen": "a", "rejected": "b"}, "preference", 1, Preference("u", "a", "b")),

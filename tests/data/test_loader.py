@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,28 @@ def test_failures_are_named_and_leave_nothing(tmp_path, body, word):
         prepare(data, tmp_path / "out", loader=Loader(file, seconds=1.5, largest=1 << 20))
     assert time.monotonic() - start < 20
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["bad.py", "source.txt"]
+
+
+def test_what_a_loader_leaves_running_ends_with_it(tmp_path):
+    file = tmp_path / "left.py"
+    file.write_text(
+        "import subprocess\n"
+        "def rows(path):\n"
+        "    child = subprocess.Popen(['sleep', '600'])\n"
+        "    for i in range(3):\n"
+        "        yield {'prompt': f'{child.pid} {i}', 'completion': 'a'}\n",
+        encoding="utf-8",
+    )
+    prepare(source(tmp_path), tmp_path / "out", loader=Loader(file), eval_share=0, test_share=0)
+    first, *_ = (tmp_path / "out" / "train.jsonl").read_text(encoding="utf-8").split("\n")
+    pid = json.loads(first)["prompt"].split()[0]
+    for _ in range(50):
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or status.read_text(encoding="utf-8").split()[2] in "ZX":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail(f"process {pid} goes on")
 
 
 def test_a_loader_that_is_no_python_file(tmp_path):

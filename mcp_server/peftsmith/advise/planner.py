@@ -19,6 +19,7 @@ from peftsmith.finding import Finding, finding
 
 if TYPE_CHECKING:
     from peftsmith.data.audit import Report
+    from peftsmith.data.formats import Detected
     from peftsmith.machine.hardware import Hardware
     from peftsmith.model.anatomy import Anatomy
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 SHARE_OF_MEMORY = 0.9
 _MANY_LABELS = 50
 # What the generated scripts read; prepare_dataset writes the others so, where they are conversations.
-_READ = (".jsonl", ".json", ".csv", ".tsv")
+_READ = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 _WRITTEN = ("messages", "prompt_completion", "classification")
 
 
@@ -128,13 +129,7 @@ def _rows(wish: Wish, body: Anatomy) -> tuple[str | None, Report]:
 
     mapping = formats.Mapping.of(text_column=wish.text_column, label_column=wish.label_column)
     detected = formats.detect(wish.data, mapping)
-    if detected.format not in _WRITTEN or wish.data.suffix.lower() not in _READ:
-        raise PeftsmithError(
-            f"Training scripts do not read {detected.format} rows from this kind of file",
-            value=str(wish.data),
-            next_step="Run prepare_dataset first and plan with the rows that it writes (messages, prompt and "
-            "completion, or text and label).",
-        )
+    _refuse_unread(wish, detected)
     labels = sorted(detected.labels) if detected.format == "classification" else []
     system_prompt = wish.system_prompt or _instruction(labels)
     report = audit.audit(
@@ -154,6 +149,20 @@ def _rows(wish: Wish, body: Anatomy) -> tuple[str | None, Report]:
             next_step="audit_dataset names them; prepare_dataset puts them aside and writes the rest.",
         )
     return system_prompt, report
+
+
+def _refuse_unread(wish: Wish, detected: Detected) -> None:
+    """Scripts read three formats from text files, under the usual column names (those of classes can be named)."""
+    usual = {"text": wish.text_column, "label": wish.label_column}
+    other = [column for name, column in detected.mapping.columns.items() if column != usual.get(name, name)]
+    if detected.format not in _WRITTEN or wish.data.suffix.lower() not in _READ or other:
+        columns = f", column {files.clean(other[0], 60)!r}," if other else ""
+        raise PeftsmithError(
+            f"Training scripts do not read {detected.format} rows{columns} from this file ({detected.reason})",
+            value=str(wish.data),
+            next_step="Run prepare_dataset first, with format and columns where it guesses otherwise, and plan with "
+            "what it writes: messages, prompt and completion, or text and label.",
+        )
 
 
 def _plan(

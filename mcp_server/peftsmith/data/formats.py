@@ -40,11 +40,11 @@ _IMPLIED: dict[DataFormat, tuple[DataFormat, ...]] = {
     "seq2seq": ("text",),
     "messages": ("text",),
     "sharegpt": ("text",),
-    "alpaca": ("text",),
+    "alpaca": ("text", "seq2seq"),
     "prompt_completion": ("text",),
 }
 # Columns that a chat or another direction would have as well: taken, but not for certain.
-_AMBIGUOUS = {("question", "answer"), ("question", "answers")}
+_AMBIGUOUS = {("question", "answer"), ("question", "answers"), ("input", "output")}
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _unsure(resolved: Mapping, stated: Mapping) -> str:
     if pair[0].startswith("translation."):
         return "the direction is a guess: the first language is taken as the source"
     if pair in _AMBIGUOUS and stated.format is None:
-        return "questions and answers can also be a chat (columns prompt and completion)"
+        return "questions and answers can also be a chat: columns prompt and completion"
     return ""
 
 

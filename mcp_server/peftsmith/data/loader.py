@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -112,7 +114,7 @@ def _rows(loader: Loader, data: Path, out: IO[bytes], said: IO[bytes], room: int
 
     def kill() -> None:
         late.set()
-        _end(process)
+        _kill(process)
 
     timer = threading.Timer(loader.seconds, kill)
     timer.daemon = True
@@ -123,7 +125,7 @@ def _rows(loader: Loader, data: Path, out: IO[bytes], said: IO[bytes], room: int
             if out.tell() + len(chunk) > room:
                 return f"wrote more than {room >> 20} MiB of rows"
             out.write(chunk)
-        status = process.wait()
+        status = _wait(process)
     finally:
         timer.cancel()
         _end(process)
@@ -135,13 +137,25 @@ def _rows(loader: Loader, data: Path, out: IO[bytes], said: IO[bytes], room: int
     return f"ended with status {status}" if status else ""
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the loader and what it started; it leads a session of its own."""
-    if process.poll() is None:
-        if hasattr(os, "killpg"):
-            import signal
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The loader's status; what it started and left running ends with it."""
+    if hasattr(os, "waitid"):
+        # Not reaped yet: its id cannot have gone to another process when its group is killed.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        _kill(process)
+    return process.wait()
 
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is None:
+        _kill(process)
         process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the loader, which leads a session of its own, and everything in it."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):  # macOS refuses when only a zombie is left
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()

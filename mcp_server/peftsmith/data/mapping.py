@@ -39,10 +39,10 @@ FIELDS: dict[DataFormat, Fields] = {
     "kto": Fields({"prompt": ("prompt",), "completion": ("completion",), "label": ("label",)}),
     "messages": Fields({"messages": ("messages",)}, _TOOLS),
     "sharegpt": Fields({"conversations": ("conversations", "conversation")}, {**_SYSTEM, **_TOOLS}),
-    "prompt_completion": Fields({"prompt": ("prompt",), "completion": ("completion",)}, _TOOLS),
+    "prompt_completion": Fields({"prompt": ("prompt",), "completion": ("completion", "response")}, _TOOLS),
     "alpaca": Fields(
-        {"instruction": ("instruction",), "output": ("output",)},
-        {"input": ("input",), "history": ("history",), **_SYSTEM},
+        {"instruction": ("instruction",), "output": ("output", "response")},
+        {"input": ("input", "context"), "history": ("history",), **_SYSTEM},
     ),
     "token_classification": Fields({"tokens": ("tokens", "words"), "tags": ("tags", "ner_tags", "pos_tags", "labels")}),
     "classification": Fields(
@@ -51,8 +51,8 @@ FIELDS: dict[DataFormat, Fields] = {
     ),
     "seq2seq": Fields(
         {
-            "source": ("source", "article", "document", "dialogue", "input_text", "question"),
-            "target": ("target", "summary", "highlights", "target_text", "answer", "answers"),
+            "source": ("source", "article", "document", "dialogue", "input_text", "question", "text", "input"),
+            "target": ("target", "summary", "highlights", "target_text", "answer", "answers", "output"),
         },
         {"context": ("context",)},
     ),
