@@ -32,6 +32,8 @@ bench: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) benchmarks/startup.py
 	$(CONTROL) benchmarks/traps.py tests/cases
 	$(TRAIN) benchmarks/targets.py
+	$(CONTROL) benchmarks/estimate_speed.py
+	PEFTSMITH_LABEL_CASES=20 $(CONTROL) -m pytest -q tests/data/test_labels_against_trainers.py
 
 check: .venv/ready
 	$(CONTROL) -m ruff check .

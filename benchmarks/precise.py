@@ -27,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 
+from benchmarks import measured  # noqa: E402
 from benchmarks import memory as rows_of  # noqa: E402
 from peftsmith import files  # noqa: E402
 from peftsmith.errors import PeftsmithError  # noqa: E402
@@ -60,7 +61,7 @@ def main() -> int:
         for row in csv.DictReader(stream):
             if row["scored"] == "yes" and row["source"].startswith("peft-") and "reserved" in row["peak_kind"]:
                 said = [row[name] for name in ("model_id", "method", "r", "target_modules", "n_trainable", "optimizer")]
-                groups[json.dumps([*said, rows_of._in_braces(row["note"])])].append(row)
+                groups[json.dumps([*said, measured.in_braces(row["note"])])].append(row)
         scored = []
         for group in list(groups.values())[: arguments.limit]:
             scored += one(group, models, environment)
@@ -71,7 +72,7 @@ def main() -> int:
 def one(group: list[dict[str, str]], models: rows_of.Models, environment: Any) -> list[dict[str, Any]]:
     row = group[0]
     body = models.get(row["model_id"])
-    request = rows_of.request_of(row, body)
+    request = measured.request_of(row, body)
     began = time.monotonic()
     try:
         found, about = precise.estimate(body, request, environment, frozen=frozen_in(row))

@@ -132,3 +132,11 @@ def test_field_names_include_nested_parts():
     names = plan.flatten_fields(plan.FineTunePlan)
     assert {"method.rank", "method.quantization.bits", "training.learning_rate"} <= set(names)
     assert set(plan.flatten(good())) <= set(names)
+
+
+def test_operations_name_the_same_formats():
+    from typing import get_args
+
+    from peftsmith import operations, plan
+
+    assert get_args(operations.DataFormat) == get_args(plan.DataFormat)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError, validate_call
 from pydantic.fields import FieldInfo
 
 from peftsmith import __version__, files, progress
+from peftsmith.data import show_terminal
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import EXIT_USAGE, exit_code
 from peftsmith.operations import OPERATIONS, Operation, Result
@@ -31,16 +33,24 @@ SHORT_NAMES = {
     "check_project": "check",
     "diagnose_failure": "diagnose",
 }
-_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan", "unknown": "magenta"}
+# Words that people type -> the command: `peftsmith data show PATH`
+GROUPS = {("data", name): f"{name}-dataset" for name in ("audit", "prepare", "show")}
+_BOLD = 1  # SGR codes (ECMA-48), as the colours below
+_STYLES = {"error": (1, 31), "warning": (33,), "info": (36,), "unknown": (35,)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. 0 clean, 1 findings, 2 wrong use or refused, 3 something could not be checked."""
     files.set_roots(["/"])  # whoever types a path in a shell may read it anyway
-    options = vars(_parser().parse_args(arguments))
-    operation = OPERATIONS[options.pop("operation")]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if tuple(given[:2]) in GROUPS:
+        given[:2] = [GROUPS[given[0], given[1]]]
+    options = vars(_parser(given).parse_args(given))
+    name = options.pop("operation")
+    operation = OPERATIONS[name]
     del options["command"]
     as_json = options.pop("json")
+    coloured = not options.pop("no_colour") and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     if sys.stderr.isatty():
         progress.listen(_bar)
     try:
@@ -52,14 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(faults, as_json)
     except KeyboardInterrupt:
         return _refused("Interrupted; runs that were started go on, see `peftsmith list-runs`.", as_json)
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False, indent=2))
-    else:
-        _show(result)
+    try:
+        if as_json:
+            print(json.dumps(result, ensure_ascii=False, indent=2))
+        else:
+            if name == "show_dataset":
+                print(show_terminal.text_of(result.pop("rows"), coloured=coloured))
+            _show(result, coloured=coloured)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_code(result["findings"])
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for these arguments: only a command that is among them gets its parameters, which take time to read
+    from the signature."""
     parser = argparse.ArgumentParser(
         prog="peftsmith",
         description="From base model and data to a LoRA or QLoRA adapter that is proven and can be served.",
@@ -72,8 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         text = " ".join((inspect.getdoc(operation.run) or "").split())
         command = commands.add_parser(name.replace("_", "-"), aliases=aliases, help=operation.title, description=text)
         command.set_defaults(operation=name)
-        command.add_argument("--json", action="store_true", help="print the result as JSON")
-        _add_parameters(command, operation)
+        if {name.replace("_", "-"), *aliases} & set(given):
+            command.add_argument("--json", action="store_true", help="print the result as JSON")
+            command.add_argument("--no-colour", action="store_true", help="print without colour, as NO_COLOR does")
+            _add_parameters(command, operation)
     return parser
 
 
@@ -120,7 +140,7 @@ def _with_default(description: str, parameter: inspect.Parameter) -> str:
     return description if parameter.default is None else f"{description} [{parameter.default}]".strip()
 
 
-def _kind(hint: Any) -> tuple[type, list[str] | None, str]:
+def _kind(hint: Any) -> tuple[Any, list[str] | None, str]:
     """(type of one value, allowed values if there are only some, description) of a parameter's annotation."""
     description = ""
     if get_origin(hint) is Annotated:
@@ -130,7 +150,11 @@ def _kind(hint: Any) -> tuple[type, list[str] | None, str]:
         hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) is Literal:
         return str, list(get_args(hint)), description.replace("%", "%%")
-    return get_origin(hint) or hint, None, description.replace("%", "%%")
+    if hint in (dict[str, str], list[str]):
+        return get_origin(hint), None, description.replace("%", "%%")
+    if get_origin(hint) in (dict, list):
+        return json.loads, None, f"{description} JSON.".replace("%", "%%")
+    return hint, None, description.replace("%", "%%")
 
 
 def _refused(message: str, as_json: bool) -> int:
@@ -147,36 +171,41 @@ def _bar(done: int, total: int | None) -> None:
     print(f"\r{known}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def _show(result: Result) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.tree import Tree
+def _show(result: Result, *, coloured: bool = False) -> None:
+    """One line a value, indented by depth; then the findings. `coloured`: see https://no-color.org."""
 
-    console = Console(highlight=False)
-    tree = Tree("", hide_root=True)
-    _grow(tree, {key: value for key, value in result.items() if key != "findings"})
-    console.print(tree)
+    def styled(text: str, *codes: int) -> str:
+        return f"\x1b[{';'.join(map(str, codes))}m{text}\x1b[0m" if coloured else text
+
+    for depth, key, text in _lines({key: value for key, value in result.items() if key != "findings"}):
+        print(f"{'  ' * depth}{styled(_printable(key), _BOLD)} {_printable(text)}".rstrip())
     for each in result["findings"]:
-        style = _STYLES[each["severity"]]
-        console.print(f"[{style}]{each['severity']:7}[/] [bold]{each['id']}[/] {escape(each['message'])}")
+        severity = styled(f"{each['severity']:7}", *_STYLES[each["severity"]])
+        print(f"{severity} {styled(each['id'], _BOLD)} {_printable(each['message'])}")
         if each["severity"] != "info":
-            console.print(f"        fix: {escape(each['fix'])}")
+            print(f"        fix: {_printable(each['fix'])}")
     if not result["findings"]:
-        console.print("no findings")
+        print("no findings")
 
 
-def _grow(tree: Any, value: Mapping[str, Any]) -> None:
-    from rich.markup import escape
-
+def _lines(value: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[int, str, str]]:
+    """(depth, key, text) of every value; what holds others has no text of its own."""
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
-            _grow(tree.add(f"[bold]{escape(str(key))}[/]"), item)
+            yield depth, str(key), ""
+            yield from _lines(item, depth + 1)
         elif isinstance(item, list) and item and isinstance(item[0], Mapping):
-            branch = tree.add(f"[bold]{escape(str(key))}[/]")
+            yield depth, str(key), ""
             for number, each in enumerate(item, 1):
-                _grow(branch.add(f"[dim]{number}[/]"), each)
+                yield depth + 1, str(number), ""
+                yield from _lines(each, depth + 2)
         else:
-            tree.add(f"[bold]{escape(str(key))}[/] {escape(_plain(item))}")
+            yield depth, str(key), _plain(item)
+
+
+def _printable(text: str) -> str:
+    """Names and texts come from files that anybody wrote: nothing of them may steer the terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
 
 
 def _plain(item: Any) -> str:

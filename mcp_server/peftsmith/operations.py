@@ -15,13 +15,18 @@ from pydantic import Field
 
 from peftsmith import files
 from peftsmith.finding import Finding, worst_first
-from peftsmith.plan import DataFormat
 
 Result = dict[str, Any]
 Project = Annotated[str, Field(description="Folder of the fine-tuning project, relative to the working folder.")]
 Model = Annotated[str, Field(description="Base model: a local folder or a hub id such as owner/name.")]
 Revision = Annotated[str | None, Field(description="Commit of the hub model (40 hex digits).")]
+Exact = Annotated[bool, Field(description="Ask the real classes (needs a training environment).")]
 Rows = Annotated[str, Field(description="JSON lines, JSON, CSV, Parquet or Arrow file, folder of them, or hub id.")]
+# The same as plan.DataFormat, which a start without a plan must not import; a test compares the two.
+DataFormat = Literal[
+    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "classification",
+    "token_classification", "seq2seq",
+]  # fmt: skip
 Format = Annotated[DataFormat | None, Field(description="What the rows are; worked out when left out.")]
 Columns = Annotated[
     dict[str, str] | None, Field(description="Field of the format -> column, such as prompt: question.")
@@ -66,17 +71,18 @@ def make_environment(
     return _result([], run=run.to_json())
 
 
-def inspect_model(model: Model, revision: Revision = None) -> Result:
-    """What a base model is, read from config.json, the tokenizer files and the safetensors headers without loading a
-    weight: architecture, exact parameter count, linear modules, tied embeddings, quantisation, chat template, special
-    tokens, licence."""
-    from peftsmith.model import anatomy
+def inspect_model(model: Model, revision: Revision = None, exact: Exact = False) -> Result:
+    """What a base model is, read from config.json, the tokenizer files and the safetensors or GGUF headers without
+    loading a weight: architecture, exact parameter count, linear modules, tied embeddings, quantisation, chat template,
+    special tokens, licence, whether access is gated."""
+    from peftsmith.model import skeleton
 
-    body = anatomy.inspect(model, revision)
+    body = skeleton.inspect(model, revision, files.resolve("."), exact_modules=exact)
     return _result(body.findings, model=body.to_json())
 
 
 Preset = Literal["query-value", "attention", "mlp", "all-linear", "experts", "everything"]
+Rank = Annotated[int | None, Field(ge=1, description="16 for LoRA, PEFT's default elsewhere, when left out.")]
 Method = Annotated[str, Field(description="full, lora, qlora, or any PEFT type, such as ia3 or prompt_tuning.")]
 Optimizer = Literal[
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd",
@@ -95,21 +101,38 @@ def find_target_modules(
     most_share: Annotated[
         float | None, Field(gt=0, le=1, description="Name the choice that trains at most this share of all parameters.")
     ] = None,
+    config: Annotated[
+        dict[str, Any] | None,
+        Field(description="Judge these fields of a PEFT config as well: target_modules, target_parameters and so on."),
+    ] = None,
+    rank_pattern: Annotated[
+        dict[str, int] | None, Field(description="Other ranks by module name ending or pattern, as in LoraConfig.")
+    ] = None,
+    exact: Exact = False,
     revision: Revision = None,
 ) -> Result:
     """Which modules an adapter should reach, as the exact value for PEFT, with layers matched out of layers present,
     exact trainable parameters and share at this rank, and which servers can serve it."""
-    from peftsmith.model import anatomy, targets
+    from peftsmith.model import skeleton, targets
 
-    body = anatomy.inspect(model, revision)
-    found = targets.find(body, rank=rank, preset=preset, include=(include,) if include else (), method=method.upper())
-    fitting = targets.smallest(body, rank=rank, most_share=most_share) if most_share else None
+    body = skeleton.inspect(model, revision, files.resolve("."), exact_modules=exact)
+    found = targets.find(
+        body,
+        rank=rank,
+        preset=preset,
+        include=(include,) if include else (),
+        method=method.upper(),
+        rank_pattern=rank_pattern,
+    )
+    if config:
+        found.append(targets.own(body, config, rank=rank, method=method.upper(), rank_pattern=rank_pattern))
+    fitting = targets.smallest(body, rank=rank, most_share=most_share, method=method.upper()) if most_share else None
     return _result(
         [*body.findings, *(f for choice in found for f in choice.findings)],
         model=body.id,
         rank=rank,
         choices=[choice.to_json() for choice in found],
-        within_share=fitting.preset if fitting else None,
+        within_share={"preset": fitting.preset, "rank": fitting.rank} if fitting else None,
     )
 
 
@@ -159,6 +182,51 @@ def audit_dataset(
         progress=progress.listener(),
     )
     return _result([*rows.findings, *report.findings], audit=report.to_json())
+
+
+def show_dataset(
+    data: Rows,
+    model: Annotated[str | None, Field(description="Base model whose tokenizer and chat template are used.")] = None,
+    rows: Annotated[int, Field(ge=1, le=200, description="How many rows to look at closely.")] = 3,
+    loss: Annotated[
+        Literal["answer", "assistant", "all"],
+        Field(description="Where the loss shall lie: the last answer, all that the assistant says, everything."),
+    ] = "answer",
+    max_length: Annotated[int, Field(ge=8, description="Longest row in tokens that training would keep.")] = 1024,
+    html: Annotated[str | None, Field(description="Also write a page with rows, lengths and duplicates here.")] = None,
+    system_prompt: str | None = None,
+    text_column: str = "text",
+    label_column: str = "label",
+    format: Format = None,
+    columns: Columns = None,
+    roles: Roles = None,
+    label_names: LabelNames = None,
+    split: Split = "train",
+    revision: DataRevision = None,
+) -> Result:
+    """Rows as the trainer will see them, with the text that carries loss set apart; lengths and duplicates."""
+    from peftsmith.data import mapping, show, show_html, source
+
+    found = source.locate(data, split, revision)
+    seen = show.show(
+        found.path,
+        show.tokenizer_of(model),
+        rows=rows,
+        loss=loss,
+        max_length=max_length,
+        mapping=mapping.Mapping.of(format, columns, text_column, label_column, roles, tuple(label_names or ())),
+        system_prompt=system_prompt,
+    )
+    place = files.resolve(html, must_exist=False) if html else None
+    if place is not None:
+        files.write_text(place, show_html.page(seen))
+    return _result(
+        [*found.findings, *seen.findings],
+        counts=seen.counts,
+        duplicates=seen.duplicates,
+        html=str(place) if place else None,
+        rows=[row.to_json() for row in seen.rows],
+    )
 
 
 def prepare_dataset(
@@ -216,7 +284,7 @@ def write_loader(
 def estimate_memory(
     model: Model,
     method: Method = "lora",
-    rank: Annotated[int, Field(ge=1)] = 16,
+    rank: Rank = None,
     target_modules: Preset = "all-linear",
     batch_size: Annotated[int, Field(ge=1, description="Rows on the device in one step.")] = 1,
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in the longest row.")] = 1024,
@@ -235,6 +303,13 @@ def estimate_memory(
     gpus: Annotated[int, Field(ge=1, description="Devices; the answer is for one of them.")] = 1,
     sharding: Literal["none", "ddp", "zero2", "zero3", "fsdp2"] = "none",
     offload: Literal["none", "optimizer", "all"] = "none",
+    details: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Seldom needed: packing, autocast, kbit_prepared, dropout, accumulates, target_length, "
+            "completion_length, generations, labels; any other name is a field of PEFT's config, such as use_dora."
+        ),
+    ] = None,
     fits_gib: Annotated[float | None, Field(gt=0, description="Memory there is, in GiB: then says what fits.")] = None,
     gpu: Annotated[str | None, Field(description="Or a GPU by name, such as L4 or A100-80GB.")] = None,
     alternatives: Annotated[bool, Field(description="Also compare other ways to do the same job.")] = False,
@@ -246,10 +321,11 @@ def estimate_memory(
 ) -> Result:
     """How much memory fine-tuning will take: allocated, reserved and whole device with a range each, the terms it is
     made of, what it assumes, what would fit in `fits_gib` or on `gpu`, and what else could be done. An estimate."""
-    from peftsmith.model import anatomy, answers, memory
+    from peftsmith.model import answers, skeleton
+    from peftsmith.model.request import Request, with_details
 
-    body = anatomy.inspect(model, revision)
-    request = memory.Request(
+    body = skeleton.inspect(model, revision, files.resolve("."))
+    request = Request(
         method=method,
         rank=rank,
         targets=target_modules,
@@ -268,7 +344,7 @@ def estimate_memory(
     )
     answer = answers.memory_answer(
         body,
-        request,
+        with_details(request, details or {}),
         gib=fits_gib,
         gpu=gpu,
         alternatives=alternatives,
@@ -286,7 +362,7 @@ def estimate_time(
     epochs: Annotated[float, Field(gt=0)] = 1.0,
     padding: Annotated[float, Field(ge=0, lt=1, description="Share of a batch that is padding; 0 when packed.")] = 0.0,
     method: Method = "lora",
-    rank: Annotated[int, Field(ge=1)] = 16,
+    rank: Rank = None,
     batch_size: Annotated[int, Field(ge=1)] = 1,
     sequence_length: Annotated[int, Field(ge=8)] = 1024,
     gradient_checkpointing: bool = True,
@@ -299,9 +375,9 @@ def estimate_time(
 ) -> Result:
     """How long training will take on a GPU, as a range, from FLOPs and bytes; with cost and energy for a price and a
     power that you give. An estimate: measure a few steps before you pay for many."""
-    from peftsmith.model import anatomy, memory, speed
+    from peftsmith.model import memory, skeleton, speed
 
-    body = anatomy.inspect(model, revision)
+    body = skeleton.inspect(model, revision, files.resolve("."))
     request = memory.Request(
         method=method, rank=rank, batch_size=batch_size, sequence_length=sequence_length,
         gradient_checkpointing=gradient_checkpointing, gpus=gpus,
@@ -372,6 +448,18 @@ def check_project(
 
     checked = check.check(files.resolve(project), twin=twin)
     return _result(checked.findings, digest=checked.digest, proofs=checked.proofs)
+
+
+def apply_fix(
+    project: Project,
+    finding_id: Annotated[str, Field(description="A finding of the last check_project with `patch` in its evidence.")],
+    confirm: Annotated[bool, Field(description="Set to true to write it; else only shown.")] = False,
+) -> Result:
+    """Make the change of plan.yaml that check_project offered for a finding about the loss mask (a longer max_length,
+    a template with generation blocks, a pad token of its own). Then run generate_project and check_project again."""
+    from peftsmith.project import mask
+
+    return _result([], **mask.apply(files.resolve(project), finding_id, confirm=confirm))
 
 
 def start_run(
@@ -472,6 +560,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(inspect_model, "Inspect a base model"),
         Operation(find_target_modules, "Find target modules"),
         Operation(audit_dataset, "Audit a data set"),
+        Operation(show_dataset, "Show what carries loss", reads_only=False),
         Operation(prepare_dataset, "Prepare a data set", reads_only=False),
         Operation(write_loader, "Write a loader for your own data", reads_only=False),
         Operation(estimate_memory, "Estimate memory"),
@@ -479,6 +568,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(plan_finetune, "Plan a fine-tune", reads_only=False),
         Operation(generate_project, "Generate the project", reads_only=False),
         Operation(check_project, "Check the project", reads_only=False),
+        Operation(apply_fix, "Apply an offered fix", reads_only=False),
         Operation(start_run, "Start a run", reads_only=False),
         Operation(get_run, "Follow a run"),
         Operation(list_runs, "List runs"),

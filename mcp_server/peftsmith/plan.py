@@ -101,9 +101,16 @@ class Method(_Part):
 
 
 class Training(_Part):
-    """Lengths in tokens, batch sizes in rows, warmup as a share of all steps, the rest as TRL's SFTConfig names it."""
+    """Lengths in tokens, batch sizes in rows, warmup as a share of all steps, the rest as TRL's SFTConfig names it.
+
+    `loss_on`: the last answer, or every turn of the assistant's (which the chat template must mark). `chat_template`
+    (a .jinja file in the project) and `pad_token` replace the tokenizer's own.
+    """
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
+    loss_on: Literal["completion", "assistant"] = "completion"
+    chat_template: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}\.jinja$")] | None = None
+    pad_token: ShortText | None = None
     epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 8
     gradient_accumulation: Annotated[int, Field(ge=1, le=65536)] = 1

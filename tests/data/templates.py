@@ -57,6 +57,36 @@ TEMPLATES = {
         "  {% if loop.index > 40 %}{% break %}{% endif %}\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
+    "no_system": (  # refuses system messages, the assistant is called model, as in Gemma
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for message in messages %}"
+        "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+        "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+        "{{ '<|im_start|>' + role + '\n' + message['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+    ),
+    "tools": (  # tools, calls and their results; reasoning; generation blocks around all that the assistant says
+        "{%- if tools %}{{- '<|im_start|>system\n# Tools\n' }}{%- for tool in tools %}"
+        "{{- tool | tojson + '\n' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}"
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}"
+        "{%- if m.role == 'assistant' %}{%- generation %}"
+        "{%- if m.reasoning_content %}{{- '<think>' + m.reasoning_content + '</think>' }}{%- endif %}"
+        "{{- m.content if m.content else '' }}"
+        "{%- for call in m.tool_calls or [] %}{{- '\n<tool_call>' + call.function.name + ' ' }}"
+        "{{- call.function.arguments | tojson + '</tool_call>' }}{%- endfor %}"
+        "{{- '<|im_end|>\n' }}{%- endgeneration %}"
+        "{%- else %}{{- m.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+    ),
+    "tail_unmarked": (  # the end of a turn lies outside of its generation block, and a macro shifts what is counted
+        "{% macro head(role) %}{{ '<|im_start|>' + role + '\n' }}{% endmacro %}"
+        "{% for m in messages %}{{ head(m.role) }}{% if m.role == 'assistant' %}"
+        "{% set said %}{% generation %}{{ m.content }}{% endgeneration %}{% endset %}{{ said }}"
+        "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ head('assistant') }}{% endif %}"
+    ),
 }
 
 

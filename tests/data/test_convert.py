@@ -307,3 +307,36 @@ def test_a_plan_states_the_mapping():
     assert Mapping.of_plan(data) == Mapping("prompt_completion", {"prompt": "q"}, {"bot": "assistant"})
     older = Data(train="a.csv", format="classification", text_column="ticket", label_column="queue")
     assert Mapping.of_plan(older).columns == {"text": "ticket", "label": "queue"}
+
+
+CHATS = {"train": "a.jsonl", "format": "messages"}
+CLASSES = {"train": "a.csv", "format": "classification"}
+
+
+@pytest.mark.parametrize(
+    ("data", "row", "word"),
+    [
+        (CHATS, {"messages": [U, {**A, "tool_calls": None}]}, ""),
+        (CHATS, {"messages": [U, A], "tools": [WEATHER]}, "tools"),
+        (CHATS, {"messages": [say("user", [{"type": "text", "text": "u"}]), A]}, "prepare_dataset"),
+        ({**CHATS, "roles": {"bot": "assistant"}}, {"messages": [U, say("bot", "a")]}, "prepare_dataset"),
+        ({**CHATS, "format": "sharegpt"}, {"conversations": [U, A]}, "prepare_dataset"),
+        ({**CHATS, "format": "prompt_completion"}, {"prompt": "u", "completion": [A]}, ""),
+        (
+            {**CHATS, "format": "prompt_completion", "columns": {"prompt": "q"}},
+            {"q": "u", "completion": "a"},
+            "prepare_dataset",
+        ),
+        (CLASSES, {"text": "t", "label": 3}, ""),
+        ({**CLASSES, "text_column": "body"}, {"body": "t", "label": "x"}, ""),
+        ({**CLASSES, "label_names": ["no", "yes"]}, {"text": "t", "label": 1}, "prepare_dataset"),
+        (CLASSES, {"premise": "t", "hypothesis": "u", "label": 1}, "prepare_dataset"),
+        ({**CHATS, "format": "kto"}, {"prompt": "u", "completion": "a", "label": 1}, ""),
+    ],
+)
+def test_what_generated_scripts_would_not_see_alike(data, row, word):
+    from peftsmith.plan import Data
+
+    stated = Data(**data)
+    reason = normal.unprepared(row, to_example(row, Mapping.of_plan(stated)), stated)
+    assert word in reason and bool(word) == bool(reason)

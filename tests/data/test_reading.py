@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import resource
+import tracemalloc
 import zipfile
 
 import pytest
@@ -168,3 +169,26 @@ def test_any_bytes_give_rows_or_faults(tmp_path, pieces):
     assert len(rows) == 1 + sum(bool(line.strip()) for line in lines)
     good = [row.value for row in rows[1:] if row.value is not None]
     assert all(piece in good for piece in pieces if isinstance(piece, dict))
+
+
+def test_a_line_of_200_megabytes_costs_one_row(tmp_path):
+    """A sparse file: 200 MB of NUL bytes as one line, between two good ones."""
+    path = tmp_path / "rows.jsonl"
+    with path.open("wb") as stream:
+        stream.write(b'{"a": 1}\n')
+        stream.seek(200_000_000, 1)
+        stream.write(b'\n{"a": 2}\n')
+    tracemalloc.start()
+    rows = rows_of(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [row.value for row in rows] == [{"a": 1}, None, {"a": 2}]
+    assert "longer than" in rows[1].fault
+    assert peak < 64 << 20
+
+
+def test_encodings_mixed_in_one_file_cost_their_rows_only(tmp_path):
+    lines = ['{"a": "é"}'.encode(code) for code in ("utf-8", "latin-1", "utf-16-le", "utf-8")]
+    rows = rows_of(write(tmp_path, b"\n".join(lines)))
+    assert rows[0].value == rows[-1].value == {"a": "é"}
+    assert all(row.fault for row in rows[1:-1])

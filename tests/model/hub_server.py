@@ -66,6 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "id": model,
                 "sha": COMMIT,
                 "siblings": [{"rfilename": each, "size": (root / each).stat().st_size} for each in names],
+                "gated": "manual" if model == "own/granted" else False,
                 "tags": ["text-generation", "license:apache-2.0"],
             }
             self._end(200, {"Content-Type": "application/json"}, json.dumps(body).encode())

@@ -9,7 +9,7 @@ from tests.wire import HANDSHAKE, MCP_SERVER, Wire
 
 TRAINING_PLANE = {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "sklearn"}
 # Needed by single operations only; at start they would cost every client.
-LATE = {"tokenizers", "huggingface_hub", "ruamel", "numpy", "peftsmith.plan", "peftsmith.secrets"}
+LATE = {"pyarrow", "tokenizers", "huggingface_hub", "ruamel", "numpy", "peftsmith.plan", "peftsmith.secrets"}
 
 
 def imported(importtime: str) -> set[str]:

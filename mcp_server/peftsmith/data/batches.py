@@ -10,9 +10,12 @@ from bisect import bisect_left, insort
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from peftsmith.data.labels import IGNORED, Row, Settings
+from peftsmith.data.labels import IGNORED, Row, Settings, SettingsRefused
+from peftsmith.data.tokenizer_files import TokenizerFiles
 
+Item = TypeVar("Item")
 _PACKED_TOGETHER = 1000  # rows that datasets.Dataset.map hands to the packing function at once
 
 
@@ -27,7 +30,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids, labels, and the attention mask of a padded batch or the positions of a flattened one."""
+    """Token ids, labels, and the attention mask of a padded batch or the positions of a flattened one.
+
+    `labels` are what the loss reads: ids or IGNORED (sft, tagging, seq2seq), the completion mask (dpo, kto), one class
+    a row (classification).
+    """
 
     ids: list[list[int]]
     labels: list[list[int]]
@@ -91,24 +98,71 @@ def _best_fit(rows: Sequence[Prepared], size: int, strategy: str) -> Iterator[Pr
         )
 
 
-def batches(prepared: Sequence[Prepared], settings: Settings, pad_id: int, size: int) -> Iterator[Batch]:
-    """SFTTrainer's collator over `size` sequences at a time. Source: trl 1.16 DataCollatorForLanguageModeling."""
-    for start in range(0, len(prepared), size):
-        part = prepared[start : start + size]
-        yield _flat(part, settings, pad_id) if settings.flattens else padded(part, settings, pad_id)
+def batches(rows: Sequence[Sequence[Row]], settings: Settings, files: TokenizerFiles, size: int) -> list[Batch]:
+    """What the trainer's collator makes of `size` rows at a time, in the order of the set.
+
+    `rows` holds what labels.rows_of gives for each example, without errors. Source: the collators of trl 1.16's
+    sft_trainer, dpo_trainer and kto_trainer, and transformers' for classification, tagging and seq2seq.
+    """
+    if settings.trainer == "sft":
+        prepared = sequences([row for example in rows for row in example], settings)
+        make = _flat if settings.flattens else _padded
+        return [make(part, settings, files) for part in _parts(prepared, size)]
+    kept = [example for example in rows if not any(row.dropped for row in example)]
+    made = []
+    for part in _parts(kept, size):
+        # All chosen rows of a batch come before the rejected ones
+        flat = [example[place] for place in range(len(part[0])) for example in part]
+        made.append(_rows(flat, settings, files))
+    return made
 
 
-def padded(rows: Sequence[Prepared], settings: Settings, pad_id: int) -> Batch:
-    """Padded on the right to the longest row, or on to a multiple."""
-    width = _up(max(len(row.ids) for row in rows), settings)
+def pad_id(settings: Settings, files: TokenizerFiles) -> int:
+    """The id that pads: the plan's, else the tokenizer's, else its eos. Source: trl 1.16 sft_trainer.py."""
+    if settings.pad_token is not None:
+        found = files.tokenizer.token_to_id(settings.pad_token)
+    else:
+        found = files.pad_id if files.pad_id is not None else files.eos_id
+    if found is None:
+        raise SettingsRefused(
+            "There is no token to pad with: no pad_token, no eos_token",
+            value=settings.pad_token,
+            next_step="Set pad_token to a token of the vocabulary.",
+        )
+    return found
+
+
+def _rows(rows: Sequence[Row], settings: Settings, files: TokenizerFiles) -> Batch:
+    if settings.trainer in ("dpo", "kto"):
+        masked = [Prepared(row.ids, row.mask_bits(), (len(row.ids),)) for row in rows]
+        return _pad(masked, settings, files, filler=0, side="right")
+    values = [Prepared(row.ids, row.values or [], (len(row.ids),)) for row in rows]
+    batch = _pad(values, settings, files, filler=IGNORED, side=files.padding_side)
+    if settings.trainer == "classification":
+        return Batch(batch.ids, [[row.label if row.label is not None else IGNORED] for row in rows], batch.attention)
+    return batch
+
+
+def _padded(rows: Sequence[Prepared], settings: Settings, files: TokenizerFiles) -> Batch:
+    return _pad(rows, settings, files, filler=IGNORED, side="right")
+
+
+def _pad(rows: Sequence[Prepared], settings: Settings, files: TokenizerFiles, *, filler: int, side: str) -> Batch:
+    """Padded to the longest row, or on to a multiple; labels (of a target as well) to their own longest."""
+
+    def level(lists: list[list[int]], value: int) -> list[list[int]]:
+        width = _up(max(map(len, lists)), settings)
+        fillers = [[value] * (width - len(each)) for each in lists]
+        return [[*more, *each] if side == "left" else [*each, *more] for each, more in zip(lists, fillers, strict=True)]
+
     return Batch(
-        [row.ids + [pad_id] * (width - len(row.ids)) for row in rows],
-        [row.labels + [IGNORED] * (width - len(row.labels)) for row in rows],
-        attention=[[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows],
+        level([row.ids for row in rows], pad_id(settings, files)),
+        level([row.labels for row in rows], filler),
+        attention=level([[1] * len(row.ids) for row in rows], 0),
     )
 
 
-def _flat(rows: Sequence[Prepared], settings: Settings, pad_id: int) -> Batch:
+def _flat(rows: Sequence[Prepared], settings: Settings, files: TokenizerFiles) -> Batch:
     """One sequence of them all; nothing predicts the first token of a sample, so that its label goes."""
     ids = [token for row in rows for token in row.ids]
     labels = [label for row in rows for label in row.labels]
@@ -118,7 +172,12 @@ def _flat(rows: Sequence[Prepared], settings: Settings, pad_id: int) -> Batch:
     positions += [0] * more
     labels += [IGNORED] * more
     labels = [label if place else IGNORED for place, label in zip(positions, labels, strict=True)]
-    return Batch([ids + [pad_id] * more], [labels], positions=[positions])
+    return Batch([ids + [pad_id(settings, files)] * more], [labels], positions=[positions])
+
+
+def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _up(length: int, settings: Settings) -> int:

@@ -30,8 +30,9 @@ class Settings:
     """What decides about ids and labels; names and defaults are those of TRL 1.16's configs.
 
     `columns` says whether conversations reach SFTTrainer as prompt and completion or as messages. `template` replaces
-    the tokenizer's own (TRL's training template, where assistant_only_loss makes SFTTrainer swap it in). `labels` are
-    the class or tag names in the order of their ids; `max_target_length` is seq2seq's.
+    the tokenizer's own; `training_template` is the one with generation blocks that SFTTrainer swaps in by itself for
+    assistant_only_loss, where TRL knows the model's. `labels` are the class or tag names in the order of their ids;
+    `max_target_length` is seq2seq's.
     """
 
     trainer: TrainerName = "sft"
@@ -47,6 +48,7 @@ class Settings:
     eos_token: str | None = None
     pad_token: str | None = None
     template: str | None = None
+    training_template: str | None = None
     labels: tuple[str, ...] = ()
     max_target_length: int | None = None
 
@@ -90,12 +92,20 @@ class Row:
             labels[first:end] = self.ids[first:end]
         return labels
 
-    def mask(self) -> list[bool]:
-        return [label != IGNORED for label in self.labels()]
+    def mask_bits(self) -> list[int]:
+        """1 where a place carries loss."""
+        bits = [0] * len(self.ids)
+        for first, end in self.spans:
+            bits[first:end] = [1] * (end - first)
+        return bits
 
 
 class NoAssistantTokens(PeftsmithError):
     """SFTTrainer refuses a set with a row like this one when assistant_only_loss is on."""
+
+
+class SettingsRefused(PeftsmithError):
+    """The trainer does not start with these settings, or on rows of this kind."""
 
 
 Labelled = Row | PeftsmithError
@@ -107,13 +117,16 @@ def renderer_for(renderer: Renderer, settings: Settings) -> Renderer:
     if settings.eos_token is not None:
         eos_id = files.tokenizer.token_to_id(settings.eos_token)
         if eos_id is None:
-            raise PeftsmithError(
+            raise SettingsRefused(
                 f"The eos_token {settings.eos_token!r} is not in the tokenizer's vocabulary, so that the trainer stops",
                 next_step="Name a token of the vocabulary, or leave eos_token out.",
             )
         files = replace(files, special={**files.special, "eos_token": settings.eos_token}, eos_id=eos_id)
-    if settings.template is not None:
-        files = replace(files, template=settings.template, tool_template=None)
+    template = settings.template if settings.template is not None else files.template
+    if settings.assistant_only_loss and settings.training_template is not None and not has_marks(template):
+        template = settings.training_template
+    if template != files.template:
+        files = replace(files, template=template, tool_template=None)
     return renderer if files is renderer.files else Renderer(files)
 
 
@@ -136,12 +149,12 @@ def rows_of(renderer: Renderer, examples: Sequence[AnyExample], settings: Settin
         return labels_encoder.rows_of(renderer, examples, settings)
     refused = refusal(settings)
     if refused:
-        raise PeftsmithError(f"SFTTrainer refuses these settings: {refused}", next_step="Change them in the plan.")
+        raise SettingsRefused(f"SFTTrainer refuses these settings: {refused}", next_step="Change them in the plan.")
     chats = [each for each in examples if isinstance(each, Chat)]
     texts = [each for each in examples if isinstance(each, Plain)]
     if len(chats) + len(texts) != len(examples):
         other = next(each for each in examples if not isinstance(each, (Chat, Plain)))
-        raise PeftsmithError(
+        raise SettingsRefused(
             f"SFTTrainer takes conversations and text, not {type(other).__name__} rows",
             next_step="Choose the trainer that fits the rows, or prepare the rows for this one.",
         )
@@ -217,7 +230,7 @@ def _texts(renderer: Renderer, examples: Sequence[Plain], settings: Settings) ->
     if not examples:
         return []
     if settings.assistant_only_loss:
-        raise PeftsmithError(
+        raise SettingsRefused(
             "SFTTrainer refuses these settings: assistant_only_loss needs conversations",
             next_step="Set assistant_only_loss to false for text rows.",
         )
@@ -241,7 +254,7 @@ def _texts(renderer: Renderer, examples: Sequence[Plain], settings: Settings) ->
 def end_token(renderer: Renderer) -> str:
     eos = renderer.files.special.get("eos_token")
     if eos is None:
-        raise PeftsmithError(
+        raise SettingsRefused(
             "The tokenizer has no eos token, so that the trainer cannot end a text",
             next_step="Set eos_token in tokenizer_config.json, or in the plan.",
         )

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from peftsmith.data.examples import AnyExample, Classified, Pair, Tagged
-from peftsmith.data.labels import IGNORED, Labelled, Row, Settings
+from peftsmith.data.labels import IGNORED, Labelled, Row, Settings, SettingsRefused, spans_of
 from peftsmith.data.rendering import Renderer
-from peftsmith.errors import PeftsmithError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def rows_of(renderer: Renderer, examples: Sequence[AnyExample], settings: Settings) -> list[list[Labelled]]:
     """One row for each example. Source: transformers 5.23 examples/pytorch run_glue, run_ner, run_summarization.
 
-    Raises PeftsmithError for rows of another kind and for a label that settings.labels does not hold.
+    Raises SettingsRefused for rows of another kind and for a label that settings.labels does not hold.
     """
     tokenizer = _truncating(renderer, settings.max_length)
     if settings.trainer == "classification" and all(isinstance(each, Classified) for each in examples):
@@ -32,7 +31,7 @@ def rows_of(renderer: Renderer, examples: Sequence[AnyExample], settings: Settin
     if settings.trainer == "seq2seq" and all(isinstance(each, Pair) for each in examples):
         target = _truncating(renderer, settings.max_target_length)
         return [[row] for row in _pairs(tokenizer, target, [e for e in examples if isinstance(e, Pair)])]
-    raise PeftsmithError(
+    raise SettingsRefused(
         f"These rows are not of the kind that {settings.trainer} trains on",
         next_step="Choose the task that fits the rows, or prepare the rows for this one.",
     )
@@ -48,19 +47,36 @@ def _classified(tokenizer: Tokenizer, examples: list[Classified], settings: Sett
 
 
 def _tagged(tokenizer: Tokenizer, examples: list[Tagged], settings: Settings) -> list[Row]:
+    """Words are tokenised one by one and joined, as tokenizers does with words; it needs numpy for the latter."""
+    from tokenizers import Encoding
+
+    words = [word for each in examples for word in each.words]
+    pieces = iter(tokenizer.encode_batch(words, add_special_tokens=False) if words else [])
     made = []
-    encoded = tokenizer.encode_batch([each.words for each in examples], is_pretokenized=True)
-    for example, one in zip(examples, encoded, strict=True):
-        values, before = [], None
-        for word in one.word_ids:
-            fresh = word is not None and word != before
-            values.append(_id(example.tags[word], settings) if fresh and word is not None else IGNORED)
+    for example in examples:
+        parts = [next(pieces) for _ in example.words]
+        owners = [word for word, part in enumerate(parts) for _ in part.ids]  # of each token
+        whole = tokenizer.post_process(Encoding.merge(parts, True))
+        special = whole.special_tokens_mask
+        kept = len(whole.ids) - sum(special)
+        offset = _cut_before(tokenizer, len(owners) - kept)
+        places = iter(owners[offset : offset + kept])
+        values, before = [], -1
+        for frame in special:
+            word = before if frame else next(places)
+            # The first kept token of a word, which need not be the word's first
+            values.append(IGNORED if word == before else _id(example.tags[word], settings))
             before = word
-        spans = [(place, place + 1) for place, value in enumerate(values) if value != IGNORED]
-        length = _length(one)
-        row = Row(one.ids, spans, " ".join(example.words), length=length, trained=len(spans), values=values)
-        made.append(row)
+        spans = spans_of([value != IGNORED for value in values])
+        trained = sum(end - first for first, end in spans)
+        length = len(owners) + sum(special)
+        made.append(Row(whole.ids, spans, " ".join(example.words), length=length, trained=trained, values=values))
     return made
+
+
+def _cut_before(tokenizer: Tokenizer, lost: int) -> int:
+    """How many of the `lost` tokens truncation took from the front."""
+    return lost if (tokenizer.truncation or {}).get("direction") == "left" else 0
 
 
 def _pairs(source: Tokenizer, target: Tokenizer, examples: list[Pair]) -> list[Row]:
@@ -85,7 +101,7 @@ def _id(label: str, settings: Settings) -> int:
     try:
         return settings.labels.index(label)
     except ValueError:
-        raise PeftsmithError(
+        raise SettingsRefused(
             f"The label {label!r} is not one of the plan's labels",
             next_step="Add it to data.labels, or correct the row.",
         ) from None

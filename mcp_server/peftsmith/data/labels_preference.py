@@ -12,10 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 from peftsmith.data import labels
 from peftsmith.data.examples import AnyExample, Judged, Message, Preference
-from peftsmith.data.labels import Labelled, Row, Settings
+from peftsmith.data.labels import Labelled, Row, Settings, SettingsRefused
 from peftsmith.data.rendering import Renderer, common_prefix_length
 from peftsmith.data.templating import Conversation, Rendered, TemplateRefused
-from peftsmith.errors import PeftsmithError
 
 Part = Literal["", "chosen", "rejected"]
 
@@ -38,7 +37,7 @@ def rows_of(renderer: Renderer, examples: Sequence[AnyExample], settings: Settin
     known = [each for each in examples if isinstance(each, (Preference, Judged)) and isinstance(each, wanted)]
     if len(known) < len(examples):
         other = next(each for each in examples if not isinstance(each, wanted))
-        raise PeftsmithError(
+        raise SettingsRefused(
             f"{settings.trainer.upper()}Trainer does not take {type(other).__name__} rows",
             next_step="Choose the trainer that fits the rows, or prepare the rows for this one.",
         )
@@ -50,7 +49,7 @@ def rows_of(renderer: Renderer, examples: Sequence[AnyExample], settings: Settin
             elif isinstance(example.prompt, str) and isinstance(answer, str):
                 texts.append((example.prompt, answer))
             else:
-                raise PeftsmithError(
+                raise SettingsRefused(
                     "One side of a preference is text, the other a conversation",
                     next_step="Write both as text, or both as messages.",
                 )

@@ -6,13 +6,15 @@ Does not know: files and splits (prepare.py).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from peftsmith.data.examples import AnyExample, Chat, Classified, Judged, Message, Pair, Plain, Preference, Tagged
 from peftsmith.data.mapping import Mapping as RowMapping
-from peftsmith.plan import DataFormat
+from peftsmith.plan import Data, DataFormat
 
+_PREPARE = "it is not in the form that prepare_dataset writes"
 # What rows of a format are written as: one way to write each kind down.
 WRITTEN_AS: dict[DataFormat, DataFormat] = {"sharegpt": "messages", "alpaca": "messages"}
 
@@ -50,16 +52,29 @@ def to_row(example: AnyExample, format: DataFormat) -> dict[str, Any]:
             return {"source": source, "target": target}
 
 
-def unprepared(row: Mapping[str, Any], example: AnyExample, format: DataFormat) -> str:
-    """Why a generated script, which takes messages as they stand, would not see a row as `example`; "" if it does."""
-    if not isinstance(example, Chat) or format not in ("messages", "prompt_completion"):
+def unprepared(row: Mapping[str, Any], example: AnyExample, data: Data) -> str:
+    """Why a generated script, which takes the columns as they stand, would not see a row as `example`; "" if it does.
+
+    Covers chats and classes; other kinds have trainers of their own.
+    """
+    if isinstance(example, Classified):
+        seen = row.get(data.text_column), _label(row.get(data.label_column))
+        return "" if seen == (example.text, example.label) and example.second is None else _PREPARE
+    if not isinstance(example, Chat):
         return ""
     if example.tools:
         return "it declares tools, which the scripts do not pass on"
-    written = to_row(example, format)
-    if all(isinstance(row.get(name), str) or _without_nulls(row.get(name)) == side for name, side in written.items()):
-        return ""
-    return "it is not in the form that prepare_dataset writes"
+    if data.format not in ("messages", "prompt_completion"):
+        return _PREPARE
+    turns = [*example.prompt, *example.completion]
+    sides = {"messages": turns} if data.format == "messages" else vars(example)
+    names = ("messages",) if data.format == "messages" else ("prompt", "completion")
+    same = all(isinstance(row.get(name), str) or _without_nulls(row.get(name)) == sides[name] for name in names)
+    return "" if same else _PREPARE
+
+
+def _label(value: Any) -> Any:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _without_nulls(side: Any) -> Any:

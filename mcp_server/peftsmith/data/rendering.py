@@ -237,8 +237,12 @@ def _compared(whole: str, ids: list[int], alone: list[int]) -> Labelled:
     return Labelled(whole, ids, common_prefix_length(alone, ids), len(alone))
 
 
-def _no_template() -> PeftsmithError:
-    return PeftsmithError(
+class NoTemplate(PeftsmithError):
+    """Text was asked of a tokenizer without a chat template."""
+
+
+def _no_template() -> NoTemplate:
+    return NoTemplate(
         "The tokenizer has no chat template (chat_template is null)",
         next_step="Take the instruct model, or put a chat_template.jinja beside tokenizer.json.",
     )

@@ -82,6 +82,16 @@ class Lengths:
         ranks = {f"p{per_cent}": ordered[-(-len(ordered) * per_cent // 100) - 1] for per_cent in (50, 95, 99)}
         return {"total": self.total, **ranks, "max": ordered[-1]}
 
+    def histogram(self, bins: int) -> list[tuple[int, int, int]]:
+        """(from, to, how many) in at most `bins` bins of one width; both ends belong to the bin."""
+        if not self._values:
+            return []
+        width = -(-(max(self._values) + 1) // bins)
+        counts = [0] * (max(self._values) // width + 1)
+        for value in self._values:
+            counts[value // width] += 1
+        return [(place * width, (place + 1) * width - 1, count) for place, count in enumerate(counts)]
+
     def padding(self, batch_size: int, limit: int) -> tuple[float, float] | None:
         """(share of padding in batches of rows drawn at random, share of unused places when packed to `limit`).
 

@@ -46,6 +46,7 @@ class TokenizerFiles:
     rebuilt_as: str | None
     tool_template: str | None = None  # what transformers takes instead of `template` for rows that declare tools
     truncation_side: Literal["left", "right"] = "right"
+    padding_side: Literal["left", "right"] = "right"
 
 
 def load(folder: Path) -> TokenizerFiles:
@@ -57,8 +58,10 @@ def load(folder: Path) -> TokenizerFiles:
     if "added_tokens_decoder" not in config:
         # transformers reads the legacy file only then
         config = {**config, **_json(folder / "special_tokens_map.json")}
+    tokenizer = _read(folder / "tokenizer.json")
+    config = {**_defaults(tokenizer), **config}
     special = _special(config)
-    tokenizer = _tokenizer(folder / "tokenizer.json", config, special)
+    _set_up(tokenizer, config, special)
     ids = {name: tokenizer.token_to_id(text) for name, text in special.items()}
     added = list(tokenizer.get_added_tokens_decoder().values())
     named_class = config.get("tokenizer_class")
@@ -67,6 +70,7 @@ def load(folder: Path) -> TokenizerFiles:
         template=_template(folder, config, "default"),
         tool_template=_template(folder, config, "tool_use"),
         truncation_side="left" if config.get("truncation_side") == "left" else "right",
+        padding_side="left" if config.get("padding_side") == "left" else "right",
         special=special,
         special_texts=frozenset(token.content for token in added if token.special),
         borders=frozenset(
@@ -118,8 +122,8 @@ def _special(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _tokenizer(path: Path, config: Mapping[str, Any], special: Mapping[str, str]) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer
+def _read(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
 
     if not path.is_file():
         raise PeftsmithError(
@@ -130,13 +134,32 @@ def _tokenizer(path: Path, config: Mapping[str, Any], special: Mapping[str, str]
     if path.stat().st_size > _LARGEST_TOKENIZER:
         raise PeftsmithError("tokenizer.json is too large to be one", value=str(path), next_step="Check the file.")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     except Exception as error:
         raise PeftsmithError(
             f"tokenizer.json cannot be read: {files.clean(str(error), 200)}",
             value=str(path),
             next_step="Fetch the model's files again, or update the tokenizers library.",
         ) from error
+
+
+def _defaults(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What tokenizer.json's own padding and truncation say where tokenizer_config.json is silent.
+
+    Source: transformers 5.23, tokenization_utils_tokenizers.py, TokenizersBackend.__init__.
+    """
+    found: dict[str, Any] = {}
+    if tokenizer.padding is not None:
+        found |= {"pad_token": tokenizer.padding["pad_token"], "padding_side": tokenizer.padding["direction"]}
+    if tokenizer.truncation is not None:
+        found["truncation_side"] = tokenizer.truncation["direction"]
+    return found
+
+
+def _set_up(tokenizer: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    """Bring a tokenizer to the state in which transformers uses it. Source: as `_defaults`."""
+    from tokenizers import AddedToken
+
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))
@@ -158,7 +181,7 @@ def _tokenizer(path: Path, config: Mapping[str, Any], special: Mapping[str, str]
             known.add(text)
     if added:
         tokenizer.add_tokens(added)
-    return tokenizer
+    # add_bos_token and add_eos_token count for nothing beside a tokenizer.json (tokenization_utils_base.py drops them)
 
 
 def _template(folder: Path, config: Mapping[str, Any], name: Literal["default", "tool_use"]) -> str | None:

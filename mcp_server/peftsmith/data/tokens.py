@@ -184,9 +184,9 @@ class TokenAudit:
             add("data.tokens.outside_embedding", number, f"id {max(row.ids)}, embedding rows {files.embedding_rows}")
 
     def _about_chat(self, number: int, conversation: list[Message], row: Labelled) -> None:
-        lost = _lost(conversation, row.text)
-        if lost:
-            self._tallies.add(lost[0], number, lost[1])
+        gone = lost(conversation, row.text)
+        if gone:
+            self._tallies.add(gone[0], number, gone[1])
 
     def _about_special(self, number: int, example: AnyExample) -> None:
         special = self._special_token(example)
@@ -304,7 +304,7 @@ class TokenAudit:
         return self._renderer.files.tokenizer.encode(text).ids[:2] == [bos, bos] != self._renderer.ids(text)[:2]
 
 
-def _lost(conversation: list[Message], text: str) -> tuple[str, str] | None:
+def lost(conversation: list[Message], text: str) -> tuple[str, str] | None:
     """(finding id, detail) when a message's content or reasoning does not survive the template."""
     for message in conversation:
         content = (message.get("content") or "").strip()

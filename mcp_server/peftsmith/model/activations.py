@@ -31,7 +31,8 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Numbers:
-    """How a run computes. Bytes a number: `wide` of a linear layer's output, `attention` of q, k, v, `adapter` of LoRA.
+    """How a run computes. Bytes a number: `wide` of a linear layer's output, `attention` of q, k, v, `adapter` of LoRA,
+    `logit` of the head's output.
 
     `autocast` as HF's Trainer sets it with bf16 or fp16; `masked`: a padding mask reaches the attention kernel;
     `flash`: FlashAttention instead of SDPA; `math`: SDPA falls back to the kernel that keeps all probabilities;
@@ -48,6 +49,7 @@ class Numbers:
     dropout: bool
     eager: bool = False
     trained: bool = False
+    logit: int = 2
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def geometry(config: Mapping[str, Any], *, heads: int, kv_heads: int, head_dim: 
 def block(body: Block, geo: Geometry, length: int, numbers: Numbers) -> float:
     """Bytes a token that one block keeps, adapters left out. `length` in tokens of a row."""
     kept: float = body.norms * FLOAT32 * body.hidden
-    kept -= body.centred_norms * (FLOAT32 - numbers.wide) * body.hidden
+    if not numbers.autocast:  # which makes layer_norm's input float32, and keeps that
+        kept -= body.centred_norms * (FLOAT32 - numbers.wide) * body.hidden
     kept += sum(_attention(each, geo, length, numbers) for each in body.attention)
     kept += sum(_feed_forward(each, geo, numbers) for each in body.feed_forward)
     kept += sum(_experts(each, geo, body.hidden, numbers) for each in body.experts)

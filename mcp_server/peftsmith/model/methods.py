@@ -6,6 +6,7 @@ Does not know: how memory adds up over a training step (memory.py) or what to ta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,11 @@ from peftsmith.model.methods_table import price
 from peftsmith.model.modules import Module
 
 __all__ = [
-    "APPROXIMATE", "METHODS", "WHOLE_MODEL", "Cost", "ModelCost", "Numbers", "Sizes", "cost", "trainable",
-    "whole_model",
+    "APPROXIMATE", "METHODS", "WHOLE_MODEL", "Cost", "ModelCost", "Numbers", "Sizes", "cost", "costs",
+    "trainable", "whole_model",
 ]  # fmt: skip
 
+_LAYER = re.compile(r"\.\d+\.")
 _MODULE: Mapping[str, Callable[[Module, Options], Adapter]] = {
     "ADALORA": methods_lora.adalora, "ADAMSS": methods_delta.adamss, "BEFT": methods_rotation.beft,
     "BOFT": methods_rotation.boft, "C3A": methods_delta.c3a, "DEFT": methods_delta.deft, "DELORA": methods_lora.delora,
@@ -57,11 +59,31 @@ def cost(method: str, module: Module, options: Mapping[str, Any], numbers: Numbe
     Convolutions are priced with their kernel unfolded, an upper bound.
     Raises PeftsmithError for an unknown method or a module or option that PEFT would refuse.
     """
+    return costs(method, {module.name: module}, options, numbers)[module.name]
+
+
+def costs(method: str, modules: Mapping[str, Module], options: Mapping[str, Any], numbers: Numbers) -> dict[str, Cost]:
+    """`cost` of several modules, under the same keys. Modules that only their layer's number tells apart cost the
+    same, unless an option may be a pattern that a number matches."""
     if method in WHOLE_MODEL:
         raise PeftsmithError(
             f"{method} does not adapt single modules", next_step="Ask whole_model what it adds to a model."
         )
-    return price(_known(method)(module, Options(method, options, numbers)), module, numbers)
+    adapter, given = _known(method), Options(method, options, numbers)
+    by_number = any(map(_may_be_pattern, options.values()))
+    found: dict[Any, Cost] = {}
+    every = {}
+    for name, module in modules.items():
+        path = module.name if by_number else _LAYER.sub(".0.", module.name)
+        alike = (path, module.kind, module.inputs, module.outputs, module.cls, tuple(module.parameters.items()))
+        if alike not in found:
+            found[alike] = price(adapter(module, given), module, numbers)
+        every[name] = found[alike]
+    return every
+
+
+def _may_be_pattern(value: Any) -> bool:
+    return value not in (None, {}, []) and not isinstance(value, (int, float)) and not str(value).isidentifier()
 
 
 def whole_model(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
@@ -54,7 +55,7 @@ class Skeleton:
     containers: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Parameters as transformers counts them: shared ones once."""
         return sum(

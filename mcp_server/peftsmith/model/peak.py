@@ -25,7 +25,8 @@ _DECODER = ("decoder",)
 
 @dataclass(frozen=True)
 class Job:
-    """A request with everything about the model looked up. `costs` maps adapted modules (full path) to their cost."""
+    """A request with everything about the model looked up. `costs` maps adapted modules (full path) to their cost;
+    `trainable` parameters and `frozen_bytes` besides are what the method adds in all, 0 for full fine-tuning."""
 
     anatomy: Anatomy
     request: Request
@@ -35,6 +36,8 @@ class Job:
     adapted: Mapping[str, Module]
     costs: Mapping[str, methods.Cost]
     whole: methods.ModelCost
+    trainable: int
+    frozen_bytes: int
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,10 @@ def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
     hidden = job.anatomy.hidden
     last = tokens_of(request, job.whole, "decoder")
     stock = request.loss == "stock" and request.task != "classification"
-    head = last * hidden * (4 + (numbers.wide if stock else 0))
+    head = last * hidden * (4 + (numbers.logit if stock else 0))
     loss = _loss(job, last)
     logits = (
-        numbers.wide * job.anatomy.vocab * last if stock else 0
+        numbers.logit * job.anatomy.vocab * last if stock else 0
     )  # the model's output, which the trainer still holds
     early = {"gradients": held.gradients if request.accumulates else 0}
     unpacked = weights.dequantised(_skeleton(job), numbers.wide) if _unpacks(job) else 0
@@ -156,7 +159,7 @@ def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
         found["reference"] = {
             **always,
             **early,
-            "loss": losses.reference_logits(tokens=last, vocab=job.anatomy.vocab, wide=numbers.wide),
+            "loss": losses.reference_logits(tokens=last, vocab=job.anatomy.vocab, wide=numbers.logit),
         }
     return found
 
@@ -178,7 +181,7 @@ def _loss(job: Job, tokens: int) -> int:
         tokens=tokens,
         vocab=anatomy.vocab,
         hidden=anatomy.hidden,
-        wide=numbers.wide,
+        wide=numbers.logit,
         autocast=numbers.autocast,
         triton=request.device == "cuda",
         trained_head=numbers.trained,
@@ -190,8 +193,7 @@ def _copies(job: Job) -> Terms:
     keeps for the gradient of its input."""
     if not job.numbers.autocast:
         return {}
-    trained = sum(cost.trainable for cost in job.costs.values()) + job.whole.trainable
-    copies = 2 * trained if job.numbers.adapter == 4 else 0
+    copies = 2 * job.trainable if job.numbers.adapter == 4 else 0
     if job.request.precision == "fp32" and job.request.base_format in (None, "none"):
         copies += 2 * sum(i * o for i, o in job.anatomy.linear.values())
     return {"autocast_copies": copies}
@@ -207,7 +209,7 @@ def _cache(job: Job) -> int:
 
 
 def _unpacks(job: Job) -> bool:
-    return job.request.base_format in ("nf4", "fp4", "nf4_double", "int8") or bool(job.anatomy.quantization)
+    return job.request.base_format in weights.UNPACKED or bool(job.anatomy.quantization)
 
 
 def _skeleton(job: Job) -> Skeleton:

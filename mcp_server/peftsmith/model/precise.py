@@ -92,6 +92,10 @@ def arguments_of(anatomy: Anatomy, request: Request) -> dict[str, Any]:
         )
     numbers = memory.numbers_of(anatomy, request)
     stored = request.base_format
+    if stored not in (None, "none", *_QUANTISERS):
+        raise PeftsmithError(
+            "There is no trace for a base in this format", value=stored, next_step="Leave precise out: the formulas do."
+        )
     return {
         "config": dict(anatomy.config),
         "task": _TASKS[request.task],
@@ -122,4 +126,4 @@ def _method(anatomy: Anatomy, request: Request) -> dict[str, Any] | None:
         fields |= chosen.to_json() if chosen else {"target_modules": wanted}
     if request.dropout and kind == "LORA":
         fields["lora_dropout"] = 0.1
-    return {**fields, "rank": request.rank, **request.options}
+    return {**fields, **request.method_options}

@@ -17,8 +17,8 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.machine import environment as environments
 from peftsmith.model import source
+from peftsmith.project import mask, vet
 from peftsmith.project import twin as twins
-from peftsmith.project import vet
 
 if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
@@ -34,7 +34,7 @@ class Checked:
 
 
 def check(project: Path, *, twin: bool = True) -> Checked:
-    """Check everything that can be known before spending, and keep the result in plan.lock.json.
+    """Check everything that can be known before spending (vetting, loss mask, twin), and keep it in plan.lock.json.
 
     The lock's data hashes, versions and interpreter become those that were checked; a changed data file is named. With
     an error the lock's digest is None. Raises PeftsmithError for a folder without plan, lock or scripts, without a
@@ -53,9 +53,13 @@ def check(project: Path, *, twin: bool = True) -> Checked:
     findings += vetted
     proofs: dict[str, Any] = {"vet": {"ok": not _errors(vetted), "findings": sorted({each.id for each in vetted})}}
     timing: dict[str, Any] = {}
+    sound = not _errors(findings)
+    if (project / wanted.data.train).is_file():
+        proofs[mask.PROOF], seen_mask = mask.prove(project, wanted, environment)
+        findings += seen_mask
     if not twin:
         findings.append(finding("project.twin.skipped"))
-    elif not _errors(findings):
+    elif sound:
         seen = twins.run_twin(project, environment)
         findings += seen.findings
         proofs["twin"] = {"ok": seen.proven, **{name: value for name, value in seen.seen.items() if name != "phases"}}

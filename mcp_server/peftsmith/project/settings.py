@@ -38,6 +38,8 @@ FIELDS: dict[str, str] = {
     "QUANTIZATION_TYPE": "method.quantization.type",
     "DOUBLE_QUANTIZATION": "method.quantization.double",
     "MAX_LENGTH": "training.max_length",
+    "CHAT_TEMPLATE": "training.chat_template",
+    "PADDING": "training.pad_token",
     "EPOCHS": "training.epochs",
     "BATCH_SIZE": "training.batch_size",
     "GRADIENT_ACCUMULATION": "training.gradient_accumulation",

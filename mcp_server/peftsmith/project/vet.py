@@ -214,7 +214,7 @@ def _data(project: Path, wanted: plan.FineTunePlan) -> Iterator[Finding]:
                 if row.value is not None:
                     try:
                         example = formats.to_example(row.value, mapping, data.labels)
-                        reason = normal.unprepared(row.value, example, data.format) or None
+                        reason = normal.unprepared(row.value, example, data) or None
                     except ValueError as error:
                         reason = str(error)
                 if reason is not None:

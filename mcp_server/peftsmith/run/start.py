@@ -14,6 +14,7 @@ from pathlib import Path
 
 from peftsmith import lock, plan
 from peftsmith.errors import PeftsmithError
+from peftsmith.project import mask
 from peftsmith.run import host, store, supervise, watch
 
 SCRIPTS = {"smoke": "train.py", "train": "train.py", "evaluate": "evaluate.py", "merge": "merge.py"}
@@ -113,6 +114,7 @@ def _require_checked(project: Path, locked: lock.Lock, digest: str) -> None:
             next_step="Run check_project, mend what it finds, and pass its digest on.",
         )
     changed = lock.changed_since(project, locked, digest)
+    changed += [name for name in mask.changed_since(project, locked) if name not in changed]
     if changed:
         what = (
             "The digest is not that of the last check"

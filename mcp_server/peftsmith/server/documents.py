@@ -21,10 +21,11 @@ It works on this machine; long work runs in the background and outlives this ser
 
 Order of work:
 1. inspect_machine, inspect_model, audit_dataset: what there is. find_target_modules, estimate_memory, estimate_time \
-on demand; prepare_dataset when the rows need splitting. make_environment when no training environment is found.
+on demand; show_dataset for what carries loss; prepare_dataset to convert or split rows (write_loader for \
+other sources). make_environment when there is none.
 2. plan_finetune writes plan.yaml (intent) and plan.lock.json (facts, with the why of every value).
-3. generate_project writes scripts that need no peftsmith; check_project vets them and runs them on a tiny twin of \
-the model. It returns the digest that start_run demands.
+3. generate_project writes scripts that need no peftsmith; check_project vets them, proves the loss mask and runs a \
+tiny twin. It returns the digest that start_run demands. apply_fix makes a change that it offered.
 4. start_run kind=smoke, then train, evaluate, merge. Follow each with get_run (wait_seconds up to 50); \
 stop_run ends one.
 5. inspect_adapter before anything is served. diagnose_failure when a run failed. scan_secrets before sharing files.

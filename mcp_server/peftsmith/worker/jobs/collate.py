@@ -6,6 +6,7 @@ Does not know: what the result is compared with (data/proof.py, in the control p
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from peftsmith.worker.child import Report
 
 # A template that allocates without end must not take the machine down: this much above what the libraries hold.
 ROOM_BYTES = 4 << 30
+LEAK = 1e-3  # relative change of a hidden state, far above rounding
 _BATCHED = ("input_ids", "labels", "attention_mask", "position_ids", "completion_mask", "label")
 
 
@@ -25,7 +27,8 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     A case: tokenizer (folder), template (text or None), trainer, options (keywords of its config), rows (as the
     trainer's data set takes them), batch (rows a batch), labels (names of classes or tags). Its answer holds
     `batches` (lists of ids, labels and masks, as the collator returns them) and `kept` (rows of the prepared set), or
-    `error` (what the trainer raised). `training_template` is TRL's own for this tokenizer, where it has one.
+    `error` (what the trainer raised). With `want_template`, `training_template` is TRL's own for this tokenizer, where
+    it has one. With `config` (config.json) `leak` says whether samples laid end to end see each other.
     """
     work = Path(arguments["work"])
     _limit()
@@ -46,6 +49,8 @@ def _case(case: dict[str, Any], work: Path) -> dict[str, Any]:
     answer: dict[str, Any] = {"pad_is_eos": tokenizer.pad_token_id is not None and _pads_with_eos(tokenizer)}
     if case.get("want_template"):
         answer["training_template"] = training_template(tokenizer)
+    if "trainer" not in case:
+        return answer
     try:
         with tempfile.TemporaryDirectory(dir=work) as output:
             trainer = TRAINERS[case["trainer"]](tokenizer, case, output)
@@ -55,6 +60,8 @@ def _case(case: dict[str, Any], work: Path) -> dict[str, Any]:
                 _plain(trainer.data_collator(_columns(trainer, prepared, start, size)))
                 for start in range(0, len(prepared), size)
             ]
+            if case.get("config") is not None:
+                answer["leak"] = leak(trainer, case["config"])
         return {**answer, "kept": len(prepared), "batches": batches}
     except MemoryError:
         return {**answer, "error": "MemoryError: the template or the rows took more memory than a proof may"}
@@ -73,6 +80,42 @@ def _columns(trainer: Any, prepared: Any, start: int, size: int) -> list[dict[st
 
 def _plain(batch: Any) -> dict[str, Any]:
     return {name: batch[name].tolist() for name in _BATCHED if name in batch}
+
+
+def leak(trainer: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Whether two samples in one sequence change each other's hidden states, on a small model of this architecture.
+
+    The batch is the trainer's collator's own. What is seen is this processor's attention, which is named.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from peftsmith.worker import skeleton
+
+    with tempfile.TemporaryDirectory() as folder:
+        cleaned = {name: value for name, value in config.items() if name not in ("quantization_config", "auto_map")}
+        (Path(folder) / "config.json").write_text(json.dumps(cleaned), encoding="utf-8")
+        loaded = AutoConfig.from_pretrained(folder)
+    skeleton.cut_down(loaded)
+    model = AutoModelForCausalLM.from_config(loaded, dtype=torch.float32).eval()
+    draw = torch.Generator().manual_seed(0)
+    most = loaded.get_text_config().vocab_size
+    samples = [torch.randint(0, most, (length,), generator=draw).tolist() for length in (9, 14)]
+
+    def states(rows: list[list[int]]) -> Any:
+        joined = [token for row in rows for token in row]
+        packed = [{"input_ids": joined, "labels": joined, "seq_lengths": [len(row) for row in rows]}]
+        batch = {name: value for name, value in trainer.data_collator(packed).items() if name != "labels"}
+        with torch.no_grad():
+            return model(**batch, use_cache=False, output_hidden_states=True).hidden_states[-1][0]
+
+    together, alone = states(samples), torch.cat([states([row]) for row in samples])
+    largest = float((together - alone).abs().max() / alone.abs().max())
+    return {
+        "leaks": largest > LEAK,
+        "largest": round(largest, 6),
+        "attention": str(model.config._attn_implementation),
+    }
 
 
 def training_template(tokenizer: Any) -> str | None:

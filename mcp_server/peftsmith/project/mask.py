@@ -1,0 +1,130 @@
+"""The loss-mask proof of a project: its plan's rows as its train.py hands them to the trainer.
+
+Knows: which settings and rows the generated script stands for, what start_run compares before it spends anything.
+Does not know: how labels are made and compared (data/proof.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as Lookup
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftsmith import files, lock, plan
+from peftsmith.data import proof
+from peftsmith.data.convert import as_chat, to_example
+from peftsmith.data.examples import AnyExample
+from peftsmith.data.faults import RowFault
+from peftsmith.data.labels import Settings
+from peftsmith.data.mapping import Mapping
+from peftsmith.errors import PeftsmithError
+from peftsmith.finding import Finding, finding
+from peftsmith.model import source
+
+if TYPE_CHECKING:
+    from peftsmith.machine.environment import Environment
+
+PROOF = "mask"
+
+
+def prove(
+    project: Path, wanted: plan.FineTunePlan, environment: Environment | None
+) -> tuple[dict[str, Any], list[Finding]]:
+    """(what the lock keeps, findings). Raises PeftsmithError when the model's tokenizer cannot be read."""
+    if wanted.base.trust_remote_code:
+        reason = "the base model brings its own code, which the proof does not run"
+        return {"state": "unknown"}, [finding("data.mask.unproven", reason, reason=reason)]
+    opened = source.open_model(wanted.base.model, wanted.base.revision)
+    seen = proof.prove(
+        rows_of(project, wanted),
+        source.tokenizer_folder(opened),
+        settings_of(project, wanted),
+        environment,
+        batch_size=min(wanted.training.batch_size, 8),
+        config=opened.config,
+    )
+    return seen.to_json(), seen.findings
+
+
+def settings_of(project: Path, wanted: plan.FineTunePlan) -> Settings:
+    """What train.py asks of SFTTrainer. Raises PeftsmithError when the plan's chat template is not in the project."""
+    training = wanted.training
+    every = training.loss_on == "assistant"
+    template = files.read_text(project / training.chat_template, largest=1 << 20) if training.chat_template else None
+    return Settings(
+        completion_only_loss=not every,
+        assistant_only_loss=every,
+        max_length=training.max_length,
+        pad_token=training.pad_token,
+        template=template,
+    )
+
+
+def rows_of(project: Path, wanted: plan.FineTunePlan) -> proof.Source:
+    """The training rows, as train.py makes examples of them."""
+    mapping = Mapping.of_plan(wanted.data)
+
+    def example(row: dict[str, Any]) -> AnyExample:
+        made = as_chat(to_example(row, mapping, wanted.data.labels), wanted.data.system_prompt)
+        if made is None:
+            raise RowFault("unsupported", f"rows of the format {wanted.data.format} are no conversations")
+        return made
+
+    return proof.Source(project / wanted.data.train, example)
+
+
+def apply(project: Path, id_: str, *, confirm: bool) -> dict[str, Any]:
+    """Make the change of plan.yaml that the last check offered for a finding, and write the file that it names.
+
+    Returns {"changes": {field: [old, new]}, "files", "applied"}; without `confirm` nothing is written. Raises
+    PeftsmithError when the last check offered no fix for it, or the file is there with another text.
+    """
+    kept = lock.load(project).proofs.get(PROOF, {})
+    patch = kept.get("fixes", {}).get(id_)
+    if patch is None:
+        offered = sorted(kept.get("fixes", {}))
+        raise PeftsmithError(
+            "The last check offered no fix for this finding",
+            value=files.clean(id_, 80),
+            next_step=f"Fixes exist for: {', '.join(offered)}." if offered else "Run check_project first.",
+        )
+    text = files.read_text(project / plan.PLAN_FILE)
+    before = plan.flatten(plan.parse(text))
+    named = {name: content for name, content in kept.get("files", {}).items() if name in patch.values()}
+    for name, content in named.items():
+        place = project / name
+        if place.exists() and files.read_text(place) != content:
+            raise PeftsmithError(
+                "The project has another file of this name", value=name, next_step="Move it away, then apply again."
+            )
+    edited = plan.edit(text, patch)
+    if confirm:
+        for name, content in named.items():
+            files.write_text(project / name, content)
+        files.write_text(project / plan.PLAN_FILE, edited)
+    changes = {field: [before.get(field), value] for field, value in patch.items()}
+    return {"changes": changes, "files": sorted(named), "applied": confirm}
+
+
+def changed_since(project: Path, locked: lock.Lock) -> list[str]:
+    """What the proof in the lock no longer holds for: the data, the settings, a file of the model's tokenizer.
+
+    Nothing when the lock holds no proof, or when the model's folder is gone (start_run says so by itself). A hub model
+    is pinned by its commit.
+    """
+    kept = locked.proofs.get(PROOF, {}).get("inputs")
+    if not isinstance(kept, Lookup):
+        return []
+    wanted = plan.load(project)
+    changed = []
+    train = project / wanted.data.train
+    if (files.sha256_file(train) if train.is_file() else None) != kept["data"]:
+        changed.append(f"data.train ({wanted.data.train})")
+    if proof.settings_hash(settings_of(project, wanted)) != kept["settings"]:
+        changed.append("the settings that decide about labels")
+    folder = Path(locked.base["folder"]) if locked.base.get("folder") else None
+    if folder is not None and folder.is_dir():
+        now, then = proof.tokenizer_hashes(folder), kept["tokenizer"]
+        names = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+        changed += [f"the model's {name}" for name in names]
+    return changed
