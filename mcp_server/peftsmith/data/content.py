@@ -93,7 +93,7 @@ def notes(example: AnyExample, seen: View) -> Iterator[Note]:
     if place := leftovers.placeholder(text):
         yield "data.rows.placeholder", place
     if not isinstance(example, (Classified, Tagged)):
-        yield from _answer(seen.asked, answer or seen.asked)
+        yield from _answer(seen.asked, answer or seen.asked, lowered)
 
 
 def _may_hold_secret(lowered: str) -> bool:
@@ -105,8 +105,8 @@ def _may_hold_secret(lowered: str) -> bool:
     return False
 
 
-def _answer(asked: str, answer: str) -> Iterator[Note]:
-    if excuse := leftovers.excuse(answer):
+def _answer(asked: str, answer: str, lowered: str) -> Iterator[Note]:
+    if excuse := leftovers.excuse(answer, lowered):
         yield "data.rows.boilerplate", excuse
     if leftovers.holds_nothing(answer):
         yield "data.rows.no_answer", repr(answer)
