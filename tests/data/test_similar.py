@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from peftsmith.data.similar import LEAST, Lookup, Similar, sketch
 from peftsmith.data.views import View
 
+JAPANESE = "注文の品がまだ届かないが配送状況を確認し私の携帯に連絡を頂けますか。" + "それと領収書の宛名の直し方も早めに"
 VOCABULARY = [f"w{number}" for number in range(3000)]
 
 
@@ -91,7 +92,7 @@ def test_questions_about_one_text_differ_by_their_answers():
         ("HOW do i reset  my iPhone?", "How do I reset my iPhone?", True),
         ("yes", "no", False),
         ("", "", True),
-        ("注文の品がまだ届かないが配送状況を確認し私の携帯に連絡教えてください", "注文の品がまだ届かないが配送状況を確認し私の携帯に連絡教えて下さい", True),
+        (f"{JAPANESE}教えてください", f"{JAPANESE}教えて下さい", True),
         ("電池を交換する方法を教えてください", "住所を変更する方法を教えてください", False),
     ],
 )  # fmt: skip

@@ -25,6 +25,7 @@ LEAST = 0.8
 _ASKED, _ANSWER = 24, 12
 _WIDTH = _ASKED + _ANSWER
 _KEYS = 4
+_FACTORS = (0x2C1B3C6D, 0x297A2D39, 0x3D4D51CB)  # odd, below 2**30
 _LEADERS = 8  # of one group of candidates; many more share only boilerplate
 _MOST_WORDS = 1 << 18
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
@@ -32,7 +33,7 @@ _WORDS = re.compile(f"{_UNSPACED.pattern}|[^\\s{_UNSPACED.pattern[1:-1]}]+")
 
 
 class Sketch(NamedTuple):
-    """The smallest hashes (signed, 32 bits) of the shingles of each side, in order.
+    """The smallest hashes (32 bits) of the shingles of each side, in order.
 
     `words` is equal (64 bits) for rows that differ in nothing but case and white space.
     """
@@ -77,17 +78,24 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _smallest(numbers: tuple[int, ...], most: int) -> list[int]:
+    """The `most` smallest hashes of three numbers in a row: a linear function of them, modulo 2**32.
+
+    It is computed for all places at once, as one large integer with 64 bits for each: no sum of three products below
+    2**62 reaches the next place.
+    """
     if len(numbers) < 3:
-        return [hash(numbers) >> 32] if numbers else []
-    # The hash of a tuple of integers is the same in every process; that of a text is not. Hashes lie evenly in 64 bits,
-    # so that of many only the lowest need be sorted: three times as many as are wanted, as some occur twice.
-    hashes = list(map(hash, zip(numbers, numbers[1:], numbers[2:], strict=False)))
+        return [hash(numbers) & 0xFFFFFFFF] if numbers else []
+    size = 8 * len(numbers)
+    joined = int.from_bytes(array("Q", numbers).tobytes(), "little")
+    summed = joined * _FACTORS[0] + (joined >> 64) * _FACTORS[1] + (joined >> 128) * _FACTORS[2]
+    hashes = array("I", summed.to_bytes(size, "little"))[: 2 * len(numbers) - 4 : 2].tolist()
     if len(hashes) > 3 * most:
-        largest = (3 * most << 64) // len(hashes) - (1 << 63)
+        # They lie evenly: of many only the lowest need be sorted, three times as many as wanted, as some occur twice.
+        largest = (3 * most << 32) // len(hashes)
         low = sorted({each for each in hashes if each < largest})
         if len(low) >= most:
-            return [each >> 32 for each in low[:most]]
-    return [each >> 32 for each in sorted(set(hashes))[:most]]
+            return low[:most]
+    return sorted(set(hashes))[:most]
 
 
 def jaccard(one: Sequence[int], other: Sequence[int], most: int) -> float:
@@ -101,7 +109,7 @@ class Similar:
     """The sketches of many rows, 150 bytes a row, with 32 more while groups are made."""
 
     def __init__(self) -> None:
-        self._hashes = array("i")
+        self._hashes = array("I")
         self._sizes = array("B")
         self._keys = array("Q")  # a key's 32 bits above the row's place
 
@@ -114,7 +122,7 @@ class Similar:
         for side, most in ((row.asked, _ASKED), (row.answer, _ANSWER)):
             self._sizes.append(len(side))
             self._hashes.extend([*side, *([0] * (most - len(side)))])
-        self._keys.extend([(key & 0xFFFFFFFF) << 32 | place for key in row.marks()])
+        self._keys.extend([key << 32 | place for key in row.marks()])
         return place
 
     def at(self, place: int) -> Sketch:
