@@ -14,9 +14,9 @@ documents (1997); Lee et al., Deduplicating training data makes language models 
 from __future__ import annotations
 
 import re
-import zlib
 from array import array
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from peftsmith.data.views import View
@@ -58,7 +58,8 @@ class _Words(dict[str, int]):
     def __missing__(self, word: str) -> int:
         if len(self) >= _MOST_WORDS:
             self.clear()
-        number = self[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=4).digest()
+        number = self[word] = int.from_bytes(digest, "little")
         return number
 
 
