@@ -323,7 +323,10 @@ def test_pad_equal_to_eos_says_when_it_matters(tmp_path, smollm2, tiny_model):
     assert note.severity == "info"
     assert "TRL 1.16" in note.message
     assert "data.tokens.pad_is_eos" not in by_id(run(tmp_path, chats(), tiny_model))
-    missing = by_id(run(tmp_path, chats(), metaspace(tiny_model, tmp_path / "m")))
+    folder = metaspace(tiny_model, tmp_path / "m")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "padding": None}), encoding="utf-8")
+    missing = by_id(run(tmp_path, chats(), folder))
     assert "is missing" in missing["data.tokens.pad_is_eos"].message
     assert "data.tokens.retokenised_bos" in missing
 
