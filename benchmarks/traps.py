@@ -121,11 +121,12 @@ def _data(case: cases.Case, document: dict[str, Any], work: Path, model: str | N
     from peftsmith.data import audit
 
     data = document["data"]
-    test = work / data["test"] if data.get("test") else None
+    splits = {name: work / data[name] for name in ("test", "eval") if data.get(name) and (work / data[name]).exists()}
     report = audit.audit(
         work / data["train"],
         model=model,
-        test=test if test and test.exists() else None,
+        test=splits.get("test"),
+        eval=splits.get("eval"),
         max_length=document["training"]["max_length"],
         text_column=data.get("text_column", "text"),
         label_column=data.get("label_column", "label"),

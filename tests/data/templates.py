@@ -57,6 +57,9 @@ TEMPLATES = {
         "  {% if loop.index > 40 %}{% break %}{% endif %}\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
+}
+# These refuse some conversations, take tools, or mark what the assistant said.
+MORE = {
     "no_system": (  # refuses system messages, the assistant is called model, as in Gemma
         "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
         "{{ raise_exception('System role not supported') }}{% endif %}"

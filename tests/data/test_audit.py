@@ -56,8 +56,9 @@ def write(tmp_path, rows, name="train.jsonl"):
 
 
 def run(tmp_path, rows, model=None, **options):
-    if "test" in options:
-        options["test"] = write(tmp_path, options["test"], "test.jsonl")
+    for split in ("test", "eval"):
+        if split in options:
+            options[split] = write(tmp_path, options[split], f"{split}.jsonl")
     return audit(write(tmp_path, rows), model=str(model) if model else None, **options)
 
 
@@ -322,7 +323,10 @@ def test_pad_equal_to_eos_says_when_it_matters(tmp_path, smollm2, tiny_model):
     assert note.severity == "info"
     assert "TRL 1.16" in note.message
     assert "data.tokens.pad_is_eos" not in by_id(run(tmp_path, chats(), tiny_model))
-    missing = by_id(run(tmp_path, chats(), metaspace(tiny_model, tmp_path / "m")))
+    folder = metaspace(tiny_model, tmp_path / "m")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "padding": None}), encoding="utf-8")
+    missing = by_id(run(tmp_path, chats(), folder))
     assert "is missing" in missing["data.tokens.pad_is_eos"].message
     assert "data.tokens.retokenised_bos" in missing
 
@@ -408,3 +412,112 @@ def test_ten_thousand_rows_in_seconds(tmp_path, smollm2):
     report = audit(path, model=str(smollm2))
     assert report.usable_rows == 10_000
     assert time.process_time() - began < 25  # about 9 s, on two cores half of it
+
+
+LONG = " ".join(f"word{number}" for number in range(60))
+NEARLY = LONG.replace("word30", "another")
+
+
+def test_similar_rows_and_the_switch(tmp_path, tiny_model):
+    rows = [*pairs(), {"prompt": LONG, "completion": "yes"}, {"prompt": NEARLY, "completion": "Yes"}]
+    report = run(tmp_path, rows, tiny_model)
+    assert by_id(report)["data.rows.similar"].evidence["rows"] == [32]
+    assert report.near_duplicates == 1
+    off = run(tmp_path, [*rows, {**rows[0], "prompt": rows[0]["prompt"].upper()}], near_duplicates=False)
+    assert not bad(off)
+    assert off.near_duplicates is None
+
+
+def test_scans_can_be_left_out(tmp_path):
+    rows = changed(classes(), 4, text=f"my key is {AWS_KEY}, write to klara.vogelsang@posteo.de")
+    assert {"data.rows.secret", "data.rows.personal"} <= bad(run(tmp_path, rows))
+    assert not bad(run(tmp_path, rows, scans=False))
+
+
+def test_values_of_personal_data_are_not_shown(tmp_path):
+    rows = changed(classes(), 4, text="IBAN DE89 3704 0044 0532 0130 00 of klara.vogelsang@posteo.de")
+    report = run(tmp_path, rows)
+    shown = json.dumps([finding.to_json() for finding in report.findings] + [report.to_json()])
+    assert by_id(report)["data.rows.personal"].evidence["detail"] == "e-mail address, IBAN"
+    assert "0532" not in shown and "vogelsang" not in shown
+
+
+SPLITS = {
+    "overlap": (classes()[3], "data.eval.overlap"),
+    "near": ({**classes()[3], "text": classes()[3]["text"].upper()}, "data.eval.near_overlap"),
+    "broken": ("{", "data.eval.unusable"),
+    "also in the test": (classes(9, 99)[2], "data.eval.in_test"),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_planted_in_the_evaluation(tmp_path, name):
+    row, expected = SPLITS[name]
+    report = run(tmp_path, classes(), test=classes(9, 99), eval=[*classes(9, 5), row])
+    assert bad(report) == {expected}
+    assert report.eval_overlap == (name in ("overlap", "near"))
+    assert report.test_overlap == 0
+
+
+def test_same_system_message_does_not_make_rows_alike(tmp_path):
+    rows = [{"messages": [{"role": "system", "content": LONG}, *row["messages"]]} for row in chats()]
+    assert not bad(run(tmp_path, rows))
+
+
+LICENCES = {
+    "---\nlicense: apache-2.0\n---\n# Data\n": "data.source.licence",
+    "---\nlicense: cc-by-nc-4.0\n---\n": "data.source.licence_restricts",
+    "---\nlicense:\n- cc-by-nd-4.0\n- other\n---\n": "data.source.licence_restricts",
+    "# Data\n\nlicense: in the text\n": "data.source.licence_missing",
+    "": "data.source.licence_missing",
+}
+
+
+@pytest.mark.parametrize("card", LICENCES)
+def test_licence_of_the_card(tmp_path, card):
+    if card:
+        (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert LICENCES[card] in by_id(run(tmp_path, classes()))
+
+
+def test_licence_file(tmp_path):
+    (tmp_path / "LICENSE").write_text("Creative Commons Attribution-NonCommercial 4.0", encoding="utf-8")
+    assert by_id(run(tmp_path, classes()))["data.source.licence_restricts"].evidence["licence"] == "cc-by-nc"
+
+
+def test_progress_counts_rows(tmp_path):
+    heard = []
+    run(tmp_path, pairs(1100), progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(512, 1100), (1024, 1100), (1100, 1100)]
+
+
+KINDS = {
+    "preference": [
+        {"prompt": t, "chosen": f"We look into {t}", "rejected": f"No {i}"} for i, t in enumerate(texts(20))
+    ],
+    "judged": [{"prompt": t, "completion": f"We look into {t}", "label": i % 2 == 0} for i, t in enumerate(texts(20))],
+    "plain": [{"text": f"{t}, and that was that"} for t in texts(20)],
+    "pair": [{"source": t, "target": f"so {t}"} for t in texts(20)],
+    "tagged": [{"tokens": t.split(), "tags": ["O"] * (len(t.split()) - 1) + ["X"]} for t in texts(20)],
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_looked_through_and_counted(tmp_path, tiny_model, name):
+    report = run(tmp_path, [*KINDS[name], KINDS[name][2]], tiny_model)
+    assert report.usable_rows == report.rows == 21
+    assert bad(report) <= {"data.rows.duplicate", "data.tokens.end_untrained"}
+    assert by_id(report)["data.rows.duplicate"].evidence["rows"] == [21]
+    assert report.tokens is not None and report.loss_tokens is not None
+    assert report.tokens["total"] > 0 and report.loss_tokens > 0
+
+
+def test_padding_against_packing(tmp_path, tiny_model):
+    rows = [{"prompt": "a", "completion": "b " * size} for size in [1] * 60 + [100] * 4]
+    report = run(tmp_path, rows, tiny_model, batch_size=4, near_duplicates=False)
+    assert report.padding > 0.25 > report.packed_unused
+    assert report.suggested_packing is True
+    assert "data.tokens.padding" in by_id(report)
+    even = run(tmp_path, pairs(), tiny_model)
+    assert even.padding < 0.25 and even.suggested_packing is False
+    assert even.suggested_batch_size in (1, 2, 4, 8, 16, 32)

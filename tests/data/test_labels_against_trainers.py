@@ -18,7 +18,7 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.machine import environment
 from peftsmith.worker import client
 from tests.data import random_rows
-from tests.data.templates import TEMPLATES, metaspace, with_template
+from tests.data.templates import MORE, TEMPLATES, metaspace, with_template
 
 # cases of each family; `make bench` sets more
 TIMES = int(os.environ.get("PEFTSMITH_LABEL_CASES") or 1)
@@ -29,7 +29,7 @@ MARKED = ("marked", "tools", "tail_unmarked")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, tiny_model) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("templates")
-    made = {name: with_template(tiny_model, root / name, text) for name, text in TEMPLATES.items()}
+    made = {name: with_template(tiny_model, root / name, text) for name, text in {**TEMPLATES, **MORE}.items()}
     made |= {"chatml": tiny_model, "metaspace": metaspace(tiny_model, root / "metaspace")}
     made["framed"] = changed(metaspace(tiny_model, root / "framed"), add_bos_token=True, add_eos_token=True)
     left = {"truncation_side": "left", "padding_side": "left", "pad_token": "</s>"}

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from peftsmith import files
 from peftsmith.data import prepare as module
 from peftsmith.data.audit import audit
-from peftsmith.data.content import loose_text
 from peftsmith.data.prepare import prepare
 from peftsmith.data.reading import read_rows
+from peftsmith.data.views import loose as loose_text
 from peftsmith.errors import PeftsmithError
 
 

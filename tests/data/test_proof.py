@@ -13,7 +13,7 @@ from peftsmith.data.examples import Chat, Judged, Plain, Preference
 from peftsmith.data.labels import Settings
 from peftsmith.data.templating import BATCH_SECONDS
 from peftsmith.machine import environment
-from tests.data.templates import TEMPLATES, with_template
+from tests.data.templates import MORE, TEMPLATES, with_template
 from tests.tiny import CHATML, write_tiny_model
 
 
@@ -111,7 +111,7 @@ def test_unusable_rows_are_counted_and_named(tmp_path, tiny_model):
     ],
 )
 def test_findings(tmp_path, tiny_model, template, settings, expected):
-    text = {"chatml": CHATML, **TEMPLATES}.get(template, template)
+    text = {"chatml": CHATML, **TEMPLATES, **MORE}.get(template, template)
     folder = with_template(tiny_model, tmp_path / "m", text or "")
     if text is None:
         (folder / "chat_template.jinja").unlink()

@@ -16,7 +16,7 @@ from typing import Any
 
 from peftsmith import files
 from peftsmith.data import content, licence
-from peftsmith.data.examples import AnyExample, Classified
+from peftsmith.data.examples import AnyExample, Classified, Tagged
 from peftsmith.data.formats import Detected, Mapping, RowFault, as_chat, detect, read_rows, rivals, to_example
 from peftsmith.data.overlap import Split
 from peftsmith.data.rendering import Renderer
@@ -245,6 +245,7 @@ class _Pass:
         self.splits = splits
         self.similar = similar
         self._scans = scans
+        self._tags = False  # the same tags in most rows are nothing odd
         self._repetition = Repetition()
         self._questions, self._classes, self._numbers = array("Q"), array("I"), array("I")
         self._places: dict[str, int] = {}
@@ -269,6 +270,7 @@ class _Pass:
             self._questions.append(seen.loose_question_key())
             self._classes.append(self._places.setdefault(example.label, len(self._places)))
             self._numbers.append(number)
+        self._tags = isinstance(example, Tagged)
         return len(seen.text)
 
     def finish(self) -> None:
@@ -289,7 +291,7 @@ class _Pass:
         yield from self.tallies.findings(self.rows)
         if self.labels:
             yield from self._about_labels()
-        elif same := self._repetition.same_answer():
+        elif not self._tags and (same := self._repetition.same_answer()):
             count, number = same
             yield finding(
                 "data.rows.same_answer",

@@ -30,6 +30,7 @@ SHAREGPT_ROLES = ROLES | {
     "function_call": "function_call",
 }
 _CALL = "function_call"
+_PLAIN = {"role", "content"}
 
 
 def messages(value: object, name: str, roles: Mapping[str, str] = ROLES) -> list[Message]:
@@ -46,6 +47,11 @@ def messages(value: object, name: str, roles: Mapping[str, str] = ROLES) -> list
 
 
 def _message(message: Mapping[str, Any], place: int, roles: Mapping[str, str]) -> Message:
+    if message.keys() == _PLAIN and all(isinstance(item, str) for item in message.values()):  # nearly every message
+        role = roles.get(message["role"])
+        if role is not None and role != _CALL:
+            blank = role in SYSTEM_ROLES or role == "tool"
+            return {"role": role, "content": faults.text(message["content"], f"the {role}'s content", blank=blank)}
     kept = {name: item for name, item in message.items() if item is not None}
     if "role" not in kept and "from" in kept:
         kept = {"role": kept.pop("from"), **kept}

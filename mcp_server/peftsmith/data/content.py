@@ -51,8 +51,9 @@ _INSTRUCTION = re.compile(
 )
 _INSTRUCTION_HINTS = (
     "ignor", "disregard", "forget", "override", "system prompt", "instructions", "you are now", "vergiss", "missachte",
-    "oublie", "olvida", "dimentica", "esqueça", "negeer", "игнорируй", "忽略", "無視",
+    "oublie", "olvida", "dimentica", "negeer",
 )  # fmt: skip
+_FOREIGN_HINTS = ("esqueça", "игнорируй", "忽略", "無視")  # fmt: skip
 
 
 def _by_sign(hints: Iterable[str]) -> dict[str, list[str]]:
@@ -81,7 +82,7 @@ def notes(example: AnyExample, seen: View) -> Iterator[Note]:
         hits = secrets.find_in_text(text)
         if hits:
             yield "data.rows.secret", ", ".join(sorted({hit.kind for hit in hits}))
-    if any(hint in lowered for hint in _INSTRUCTION_HINTS) and _INSTRUCTION.search(text):
+    if _may_instruct(lowered) and _INSTRUCTION.search(text):
         yield "data.rows.instruction", ""
     numbers = personal.may_hold_numbers(text)
     if (numbers or "@" in text) and (kinds := personal.kinds(text)):
@@ -93,7 +94,7 @@ def notes(example: AnyExample, seen: View) -> Iterator[Note]:
     if place := leftovers.placeholder(text):
         yield "data.rows.placeholder", place
     if not isinstance(example, (Classified, Tagged)):
-        yield from _answer(seen.asked, answer or seen.asked)
+        yield from _answer(seen.asked, answer or seen.asked, lowered)
 
 
 def _may_hold_secret(lowered: str) -> bool:
@@ -105,8 +106,15 @@ def _may_hold_secret(lowered: str) -> bool:
     return False
 
 
-def _answer(asked: str, answer: str) -> Iterator[Note]:
-    if excuse := leftovers.excuse(answer):
+def _may_instruct(lowered: str) -> bool:
+    for hint in _INSTRUCTION_HINTS:
+        if hint in lowered:
+            return True
+    return not lowered.isascii() and any(hint in lowered for hint in _FOREIGN_HINTS)
+
+
+def _answer(asked: str, answer: str, lowered: str) -> Iterator[Note]:
+    if excuse := leftovers.excuse(answer, lowered):
         yield "data.rows.boilerplate", excuse
     if leftovers.holds_nothing(answer):
         yield "data.rows.no_answer", repr(answer)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftsmith.data.examples import AnyExample, Chat, Plain
+from peftsmith.data.rendering import Labelled as Split
 from peftsmith.data.rendering import Renderer, common_prefix_length
 from peftsmith.data.templating import Conversation, Rendered, TemplateRefused
 from peftsmith.errors import PeftsmithError
@@ -177,6 +178,8 @@ def _chats(renderer: Renderer, examples: Sequence[Chat], settings: Settings) -> 
     if not examples:
         return []
     two = settings.columns == "prompt_completion"
+    if two and not settings.assistant_only_loss:
+        return [_answer(row, settings) for row in renderer.labels_many(examples)]
     wanted = [Conversation(each.prompt + each.completion, False, each.tools) for each in examples]
     if two:
         wanted += [Conversation(each.prompt, True, each.tools) for each in examples]
@@ -195,6 +198,14 @@ def _chats(renderer: Renderer, examples: Sequence[Chat], settings: Settings) -> 
         else:
             made.append(_chat(renderer, prompt, whole, encoding, settings))
     return made
+
+
+def _answer(row: Split | TemplateRefused, settings: Settings) -> Labelled:
+    """A row whose loss lies on the answer, or on everything: no generation block is needed."""
+    if isinstance(row, TemplateRefused):
+        return row
+    first = row.start if settings.completion_only_loss is not False else 0
+    return truncated(Row(row.ids, [(first, len(row.ids))], row.text, row.start, row.prompt_length), settings)
 
 
 def _chat(
@@ -309,12 +320,14 @@ def truncated(row: Row, settings: Settings) -> Row:
     Not with packing, which cuts by itself, and not without max_length. Source: as `_chats`.
     """
     spans = [span for span in row.spans if span[0] < span[1]]
-    row = replace(row, spans=spans, length=len(row.ids), trained=sum(end - first for first, end in spans))
+    length, trained = len(row.ids), sum(end - first for first, end in spans)
     if settings.max_length is None or settings.packing:
-        return row
-    first, end = kept_places(len(row.ids), settings)
-    spans = [(left - first, right - first) for left, right in clip(spans, first, end)]
-    return replace(row, ids=row.ids[first:end], spans=spans, dropped=not spans)
+        return replace(row, spans=spans, length=length, trained=trained)
+    first, end = kept_places(length, settings)
+    if end - first < length:
+        spans = [(left - first, right - first) for left, right in clip(spans, first, end)]
+        row = replace(row, ids=row.ids[first:end])
+    return replace(row, spans=spans, length=length, trained=trained, dropped=not spans)
 
 
 def kept_places(length: int, settings: Settings) -> Span:

@@ -49,6 +49,7 @@ _NOTHING = frozenset(
      "--", ".", "?", "_", "error", "[]", "{}", "[deleted]", "[removed]", "lorem ipsum")
 )  # fmt: skip
 _WINDOW, _FEWEST_WORDS = 100, 30
+_ENDING, _FEWEST_TIMES = 8, 4  # in a loop, what stands last has stood before
 
 
 def markup(text: str) -> str:
@@ -67,9 +68,8 @@ def placeholder(text: str) -> str:
     return found.group() if found and not _ABOUT_CODE.search(text) else ""
 
 
-def excuse(answer: str) -> str:
-    """A model speaking of itself ("As an AI language model"), or nothing."""
-    lowered = answer.lower()
+def excuse(answer: str, lowered: str) -> str:
+    """A model speaking of itself ("As an AI language model"), or nothing; `lowered` holds the answer in lower case."""
     if not any(hint in lowered for hint in _EXCUSE_HINTS):
         return ""
     found = _EXCUSE.search(answer)
@@ -87,7 +87,7 @@ def repeats_itself(answer: str) -> bool:
     Fewer than a fifth of the words and of the neighbouring pairs of words are different ones. In scripts without
     spaces characters count instead.
     """
-    if len(answer) < 2 * _FEWEST_WORDS:
+    if len(answer) < 2 * _FEWEST_WORDS or answer.count(answer[-_ENDING:]) < _FEWEST_TIMES:
         return False
     tail = answer[-12 * _WINDOW :].split()[-_WINDOW:]
     if len(tail) < _FEWEST_WORDS:

@@ -14,11 +14,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 _Number = tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]]
-# Only near these can any number below stand; each begins with a digit, which is what a search finds fast.
+# Only near these can any number below stand.
 _LONG_NUMBER = re.compile(r"\d(?:[ .()/-]{0,2}\d){7}")
 _DIGIT_AND_LETTER = re.compile(r"\d[ -]?[A-Z](?![A-Za-z0-9])")
-_ANY_OF_THEM = re.compile(r"\d(?:(?:[ .()/-]{0,2}\d){7}|[ -]?[A-Z](?![A-Za-z0-9])|\.\d{1,3}\.\d)")
 _BEFORE, _BEHIND = 44, 24
+# For a first look, many times as fast as a pattern: every digit as 0, every capital as A, the rest as themselves.
+_SHAPE = bytes(48 if 48 <= each < 58 else 65 if 65 <= each < 91 else each for each in range(256))
+_BETWEEN_DIGITS = b" .()/-"
 _EMAIL = re.compile(r"(?<![\w.+-])([A-Za-z0-9._%+-]{1,64})@((?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24})\b")
 _NOBODY = re.compile(
     r"(?:info|support|contact|sales|admin|help|service|hello|press|team|office|noreply|no-reply|postmaster|webmaster"
@@ -37,7 +39,7 @@ _IBAN_SIZES = {
 }  # fmt: skip
 _CARD = re.compile(
     r"(?<![\d.,-])(?:\d{4}[ -]){3}\d{4}(?![\d-])|(?<![\d.,-])\d{4}[ -]\d{6}[ -]\d{5}(?![\d-])"
-    r"|(?<![\w.,-])\d{15,16}(?![\w.,-])"
+    r"|(?<![\w.,-])\d{15,16}(?![\w-]|[.,]\d)"
 )
 _CARD_START = re.compile(
     r"4\d{15}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}|6(?:011|5\d\d)\d{12}"
@@ -77,7 +79,14 @@ def kinds(text: str) -> list[str]:
 
 def may_hold_numbers(text: str) -> bool:
     """False for text without anything that `kinds` or `addresses` would look at more closely."""
-    return _ANY_OF_THEM.search(text) is not None
+    raw = text.encode("utf-8", "surrogatepass")
+    close = raw.translate(_SHAPE, _BETWEEN_DIGITS)
+    if b"00000000" in close or (b"000000A" in close and _DIGIT_AND_LETTER.search(text)):
+        return True
+    if b"000A" in close and _FISCAL.search(text):
+        return True
+    shape = raw.translate(_SHAPE)
+    return b"0.0.0" in shape or b"0.00.0" in shape or b"0.000.0" in shape
 
 
 def _kinds(text: str) -> Iterator[str]:

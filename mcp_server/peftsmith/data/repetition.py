@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from peftsmith.data.tally import Tallies
 
-_FEW_ANSWERS, _FEWEST_ROWS = 20, 20
-_SHARE_OF_MANY, _SHARE_OF_FEW = 0.5, 0.9
+_FEWEST_ROWS = 20
+_SHARE_OF_TEXT, _SHARE_OF_CLASS = 0.5, 0.9
 
 
 class Repetition:
@@ -49,7 +49,8 @@ class Repetition:
     def same_answer(self) -> tuple[int, int] | None:
         """(rows, first row number) of an answer that most rows have, or None.
 
-        Most are over half of the rows, or where there are at most 20 different answers over nine tenths.
+        Most are over half of the rows where the other answers mostly differ, and over nine tenths where they repeat,
+        as yes and no do.
         """
         total = len(self._answers)
         if total < _FEWEST_ROWS:
@@ -59,7 +60,7 @@ class Repetition:
             kinds += 1
             if len(group) > largest:
                 largest, place = len(group), group[0]
-        share = _SHARE_OF_FEW if kinds <= _FEW_ANSWERS else _SHARE_OF_MANY
+        share = _SHARE_OF_TEXT if 2 * (kinds - 1) >= total - largest else _SHARE_OF_CLASS
         return (largest, self._rows[place]) if largest > share * total else None
 
 

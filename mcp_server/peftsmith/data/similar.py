@@ -14,9 +14,9 @@ documents (1997); Lee et al., Deduplicating training data makes language models 
 from __future__ import annotations
 
 import re
-import zlib
 from array import array
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from peftsmith.data.views import View
@@ -25,6 +25,7 @@ LEAST = 0.8
 _ASKED, _ANSWER = 24, 12
 _WIDTH = _ASKED + _ANSWER
 _KEYS = 4
+_FACTORS = (0x2C1B3C6D, 0x297A2D39, 0x3D4D51CB)  # odd, below 2**30
 _LEADERS = 8  # of one group of candidates; many more share only boilerplate
 _MOST_WORDS = 1 << 18
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
@@ -32,7 +33,7 @@ _WORDS = re.compile(f"{_UNSPACED.pattern}|[^\\s{_UNSPACED.pattern[1:-1]}]+")
 
 
 class Sketch(NamedTuple):
-    """The smallest hashes (signed, 32 bits) of the shingles of each side, in order.
+    """The smallest hashes (32 bits) of the shingles of each side, in order.
 
     `words` is equal (64 bits) for rows that differ in nothing but case and white space.
     """
@@ -57,7 +58,8 @@ class _Words(dict[str, int]):
     def __missing__(self, word: str) -> int:
         if len(self) >= _MOST_WORDS:
             self.clear()
-        number = self[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=4).digest()
+        number = self[word] = int.from_bytes(digest, "little")
         return number
 
 
@@ -77,11 +79,24 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _smallest(numbers: tuple[int, ...], most: int) -> list[int]:
+    """The `most` smallest hashes of three numbers in a row: a linear function of them, modulo 2**32.
+
+    It is computed for all places at once, as one large integer with 64 bits for each: no sum of three products below
+    2**62 reaches the next place.
+    """
     if len(numbers) < 3:
-        return [hash(numbers) >> 32] if numbers else []
-    # The hash of a tuple of integers is the same in every process; that of a text is not.
-    hashes = set(map(hash, zip(numbers, numbers[1:], numbers[2:], strict=False)))
-    return [each >> 32 for each in sorted(hashes)[:most]]
+        return [hash(numbers) & 0xFFFFFFFF] if numbers else []
+    size = 8 * len(numbers)
+    joined = int.from_bytes(array("Q", numbers).tobytes(), "little")
+    summed = joined * _FACTORS[0] + (joined >> 64) * _FACTORS[1] + (joined >> 128) * _FACTORS[2]
+    hashes = array("I", summed.to_bytes(size, "little"))[: 2 * len(numbers) - 4 : 2].tolist()
+    if len(hashes) > 3 * most:
+        # They lie evenly: of many only the lowest need be sorted, three times as many as wanted, as some occur twice.
+        largest = (3 * most << 32) // len(hashes)
+        low = sorted({each for each in hashes if each < largest})
+        if len(low) >= most:
+            return low[:most]
+    return sorted(set(hashes))[:most]
 
 
 def jaccard(one: Sequence[int], other: Sequence[int], most: int) -> float:
@@ -95,7 +110,7 @@ class Similar:
     """The sketches of many rows, 150 bytes a row, with 32 more while groups are made."""
 
     def __init__(self) -> None:
-        self._hashes = array("i")
+        self._hashes = array("I")
         self._sizes = array("B")
         self._keys = array("Q")  # a key's 32 bits above the row's place
 
@@ -108,7 +123,7 @@ class Similar:
         for side, most in ((row.asked, _ASKED), (row.answer, _ANSWER)):
             self._sizes.append(len(side))
             self._hashes.extend([*side, *([0] * (most - len(side)))])
-        self._keys.extend([(key & 0xFFFFFFFF) << 32 | place for key in row.marks()])
+        self._keys.extend([key << 32 | place for key in row.marks()])
         return place
 
     def at(self, place: int) -> Sketch:

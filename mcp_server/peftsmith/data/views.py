@@ -55,8 +55,8 @@ class View(NamedTuple):
         return _hash((self.text, len(self.asked), len(self.answer), self.turns, self.rest))
 
     def answer_key(self) -> int:
-        """Equal for rows in which the assistant says the same."""
-        return _hash(self.answer + self.earlier)
+        """Equal for rows in which the assistant says the same; text without a question is its own answer."""
+        return _hash(self.answer + self.earlier or self.asked)
 
 
 def loose(text: str) -> str:
