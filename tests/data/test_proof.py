@@ -13,6 +13,7 @@ from peftsmith.data.examples import Chat, Judged, Plain, Preference
 from peftsmith.data.labels import Settings
 from peftsmith.data.templating import BATCH_SECONDS
 from peftsmith.machine import environment
+from peftsmith.worker import client
 from tests.data.templates import MORE, TEMPLATES, with_template
 from tests.tiny import CHATML, write_tiny_model
 
@@ -157,7 +158,7 @@ def test_hostile_templates_end_in_a_finding_and_reach_no_trainer(tmp_path, tiny_
 
     assert BATCH_SECONDS > 2
     monkeypatch.setattr(templating, "BATCH_SECONDS", 2.0)
-    monkeypatch.setattr(proof.client, "call", lambda *_, **__: pytest.fail("the trainer was asked"))
+    monkeypatch.setattr(client, "call", lambda *_, **__: pytest.fail("the trainer was asked"))
     folder = with_template(tiny_model, tmp_path / "m", HOSTILE[name])
     known = environment.Environment("/python", "3.11", {}, [], True, "test")
     made = proof.prove(write(tmp_path / "r.jsonl", many()), folder, Settings(), known)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from peftsmith.data.examples import AnyExample, Classified, Pair, Tagged
-from peftsmith.data.labels import IGNORED, Labelled, Row, Settings, SettingsRefused, spans_of
+from peftsmith.data.labels import IGNORED, Labelled, Row, Settings, SettingsRefused
 from peftsmith.data.rendering import Renderer
+from peftsmith.data.spans import spans_of
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import heapq
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from peftsmith import files
-from peftsmith.data import batches, fixes, handover, labels
+from peftsmith.data import comparison, fixes, labels
 from peftsmith.data.audit import FAULT_FINDING
+from peftsmith.data.comparison import State
 from peftsmith.data.examples import AnyExample
 from peftsmith.data.faults import RowFault
 from peftsmith.data.labels import Labelled, Row, Settings, SettingsRefused
@@ -28,12 +27,10 @@ from peftsmith.data.supervision import Supervision
 from peftsmith.data.templating import TemplateRefused, TemplateStopped
 from peftsmith.finding import Finding, finding
 from peftsmith.secrets import redact
-from peftsmith.worker import client
 
 if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
 
-TIMEOUT_SECONDS = 300.0
 # Everything that decides about text and ids of a model's rows
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -62,7 +59,7 @@ class Proof:
     `files` are texts that a finding's patch names (a chat template), to be written into the project.
     """
 
-    state: Literal["proven", "differs", "refused", "unknown"]
+    state: State
     counts: dict[str, Any]
     sample: list[int]
     shown: list[dict[str, Any]]
@@ -147,17 +144,17 @@ def prove(
         if all(isinstance(row, Row) for row in rows)
     ]
     shown = [_shown(renderer, number, rows) for number, _, rows in usable[:_SHOWN_ROWS]]
-    state: Literal["proven", "differs", "refused", "unknown"] = "unknown"
+    state: State = "unknown"
     if environment is None:
         findings.append(finding("data.mask.unproven", "No training environment: the trainer's own batch was not seen"))
     elif not usable:
         findings.append(finding("data.mask.unproven", "No row of the set can be handed to the trainer"))
     else:
-        state, more = _compare(usable, folder, renderer, settings, environment, batch_size, config)
+        state, more = comparison.compare(usable, folder, renderer, settings, environment, batch_size, config)
         findings += more
 
     def own_template() -> str | None:
-        return None if environment is None else training_template(folder, settings, environment)
+        return None if environment is None else comparison.training_template(folder, settings, environment)
 
     findings, texts = fixes.offer(findings, [example for _, example, _ in usable], renderer, settings, own_template)
     return Proof(state, counts_of(seen), [number for number, _, _ in usable], shown, held, findings, texts)
@@ -230,67 +227,12 @@ def _fetch(source: Source, numbers: set[int]) -> dict[int, AnyExample]:
     return found
 
 
-def _compare(
-    usable: Sequence[tuple[int, AnyExample, list[Row]]],
-    folder: Path,
-    renderer: Renderer,
-    settings: Settings,
-    environment: Environment,
-    size: int,
-    config: dict[str, Any] | None,
-) -> tuple[Literal["proven", "differs", "refused", "unknown"], list[Finding]]:
-    numbers = [number for number, _, _ in usable]
-    rows = [each for _, _, each in usable]
-    request = handover.case(folder, [example for _, example, _ in usable], settings, size)
-    if settings.flattens and config is not None:
-        request["config"] = config
-    try:
-        answer = _ask(environment, request)
-    except client.JobFailed as error:
-        return "unknown", [finding("data.mask.unproven", error.cause, rows=numbers, log=error.log)]
-    if "error" in answer:
-        return "refused", [finding("data.mask.refused", client.shown(answer["error"]), rows=numbers)]
-    found: list[Finding] = []
-    leak = answer.get("leak")
-    if leak is not None and leak["leaks"]:
-        found.append(finding("data.packing.leaks", f"with attention {leak['attention']} on a small twin", **leak))
-    ours = batches.batches(rows, settings, renderer.files, size)
-    theirs = [handover.read(each, settings) for each in answer["batches"]]
-    if ours == theirs:
-        return "proven", found
-    place = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
-    involved = numbers if settings.packing else numbers[place * size : (place + 1) * size] or numbers
-    message = f"{len(theirs)} batches of the trainer, {len(ours)} computed; number {place + 1} is the first to differ"
-    return "differs", [*found, finding("data.mask.differs", message, rows=involved, batch=place)]
-
-
-def _ask(environment: Environment, request: dict[str, Any]) -> dict[str, Any]:
-    work = Path(tempfile.mkdtemp(prefix="peftsmith-proof-")).resolve()
-    try:
-        answer = client.call(environment, "collate", {"work": str(work), "cases": [request]}, timeout=TIMEOUT_SECONDS)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    found: dict[str, Any] = answer["cases"][0]
-    return found
-
-
 def _with_training_template(folder: Path, settings: Settings, environment: Environment) -> Settings:
     """The settings with the template that SFTTrainer would swap in; the same where TRL knows none."""
     renderer = labels.renderer_for(Renderer.load(folder), settings)
     if labels.has_marks(renderer.files.template):
         return settings
-    return replace(settings, training_template=training_template(folder, settings, environment))
-
-
-def training_template(folder: Path, settings: Settings, environment: Environment) -> str | None:
-    """TRL's own training template for this tokenizer, with generation blocks; None when TRL has none."""
-    renderer = labels.renderer_for(Renderer.load(folder), settings)
-    if renderer.files.template is None:
-        return None
-    renderer.text([{"role": "user", "content": "a"}])  # raises for a template that TRL must not try out
-    request = {"tokenizer": str(folder), "template": settings.template, "want_template": True}
-    found = _ask(environment, request).get("training_template")
-    return found if isinstance(found, str) else None
+    return replace(settings, training_template=comparison.training_template(folder, settings, environment))
 
 
 def counts_of(seen: Supervision) -> dict[str, Any]:
