@@ -15,7 +15,7 @@ KEPT_PLANS = Path(__file__).parent / "plans"
 
 def good(**changes) -> plan.FineTunePlan:
     document = {
-        "schema_version": 1,
+        "schema_version": plan.SCHEMA_VERSION,
         "name": "tickets",
         "task": "classification",
         "base": {"model": "owner/name", "revision": "a" * 40},
@@ -54,9 +54,9 @@ def test_edit_keeps_comments_and_refuses_what_is_not_a_plan():
     [
         ("rank: 16", "unknown key 'method.rnak', did you mean 'rank'"),
         ("seed: 0", "training.seed"),
-        ("schema_version: 1", "newer schema"),
+        ("schema_version: 2", "newer schema"),
         ("name: tickets", "name"),
-        ("kind: lora", "qlora needs method.quantization"),
+        ("peft_type: LORA", "no such method, did you mean LOHA"),
         ("revision: " + "a" * 40, "base.revision"),
     ],
 )
@@ -64,9 +64,9 @@ def test_faults_are_named(change, said):
     wrong = {
         "rank: 16": "rnak: 16",
         "seed: 0": "seed: off",
-        "schema_version: 1": "schema_version: 99",
+        "schema_version: 2": "schema_version: 99",
         "name: tickets": 'name: "a; import os"',
-        "kind: lora": "kind: qlora",
+        "peft_type: LORA": "peft_type: LOHAA",
         "revision: " + "a" * 40: "revision: main",
     }[change]
     text = plan.dump(good())
@@ -113,6 +113,7 @@ def test_a_document_migrates_one_version_at_a_time(monkeypatch):
     )
     document = json.loads(json.dumps(good().model_dump(mode="json")))
     old = {**{k: v for k, v in document.items() if k != "name"}, "schema_version": 0, "title": "tickets"}
+    monkeypatch.setitem(plan.MIGRATIONS, 1, lambda document: document)
     assert plan.validate(plan.migrate(old)) == good()
     monkeypatch.delitem(plan.MIGRATIONS, 0)
     with pytest.raises(PeftsmithError, match="No migration"):
@@ -132,3 +133,6 @@ def test_field_names_include_nested_parts():
     names = plan.flatten_fields(plan.FineTunePlan)
     assert {"method.rank", "method.quantization.bits", "training.learning_rate"} <= set(names)
     assert set(plan.flatten(good())) <= set(names)
+    tuned = good(method={"config": {"use_dora": True, "rank_pattern": {"q_proj": 2}}})
+    flat = plan.flatten(tuned)
+    assert (flat["method.config.use_dora"], flat["method.config.rank_pattern"]) == (True, {"q_proj": 2})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
+from peftsmith.knowledge import methods
+from peftsmith.plan_migrations import MIGRATIONS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PLAN_FILE = "plan.yaml"
 _LARGEST_PLAN = 1 << 20
 # Control characters, and the line separators that YAML would fold into a space.
@@ -25,9 +27,28 @@ _PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\u
 
 Text = Annotated[str, Field(max_length=20_000)]
 ShortText = Annotated[str, Field(min_length=1, max_length=500)]
-Task = Literal["chat", "classification"]
-DataFormat = Literal["messages", "prompt_completion", "classification"]
+Task = Literal[
+    "chat", "completion", "text", "continued_pretraining", "classification", "sequence_classification",
+    "token_classification", "question_answering", "seq2seq",
+]  # fmt: skip
+DataFormat = Literal[
+    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "classification",
+    "token_classification", "seq2seq",
+]  # fmt: skip
+_OPEN = ("method.config", "data.columns", "data.roles")  # mappings whose keys are not the plan's own names
 ServingTarget = Literal["transformers", "vllm", "sglang", "llama.cpp", "ollama"]
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 class _Part(BaseModel):
@@ -36,7 +57,7 @@ class _Part(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _no_control_characters(cls, value: object) -> object:
-        if isinstance(value, str) and not _PLAIN.fullmatch(value):
+        if any(not _PLAIN.fullmatch(text) for text in _texts(value)):
             raise ValueError("control characters and line separators are not allowed in a plan")
         return value
 
@@ -64,6 +85,9 @@ class Data(_Part):
     format: DataFormat
     text_column: ShortText = "text"
     label_column: ShortText = "label"
+    columns: dict[ShortText, ShortText] = {}
+    roles: dict[ShortText, ShortText] = {}
+    label_names: Annotated[list[ShortText], Field(max_length=1000)] = []
     labels: Annotated[list[ShortText], Field(max_length=1000)] = []
     system_prompt: Text | None = None
 
@@ -77,21 +101,57 @@ class Quantization(_Part):
 
 
 class Method(_Part):
-    """The adapter. `target_modules` is what PEFT's LoraConfig takes: a list of names, a regex, or "all-linear"."""
+    """What is trained: `peft_type` is PEFT's name of the method, or FULL for all weights (with the reason why).
 
-    kind: Literal["lora", "qlora"] = "lora"
-    rank: Annotated[int, Field(ge=1, le=4096)] = 16
-    alpha: Annotated[int, Field(ge=1, le=65536)] = 32
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    rslora: bool = False
-    target_modules: Annotated[list[ShortText], Field(min_length=1, max_length=500)] | ShortText = "all-linear"
+    rank, alpha, dropout and target_modules are what PEFT's config calls r, lora_alpha and so on; null leaves them to
+    PEFT. Where a plan is silent on them they get the method's defaults (knowledge/methods.toml). `config` holds any
+    other field of that config under PEFT's own name; each is checked against PEFT's types
+    (knowledge/peft_methods.json).
+    """
+
+    peft_type: Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,40}$")] = "LORA"
+    rank: Annotated[int, Field(ge=1, le=4096)] | None = None
+    alpha: Annotated[int, Field(ge=1, le=65536)] | None = None
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    target_modules: Annotated[list[ShortText], Field(min_length=1, max_length=500)] | ShortText | None = None
+    config: Annotated[dict[str, Any], Field(max_length=100)] = {}
     quantization: Quantization | None = None
+    reason: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, document: Any) -> Any:
+        peft_type = document.get("peft_type", "LORA") if isinstance(document, dict) else methods.FULL
+        if peft_type not in methods.names():
+            return document
+        return {**methods.method(peft_type).defaults, **document}
 
     @model_validator(mode="after")
-    def _qlora_means_quantised(self) -> Method:
-        if (self.kind == "qlora") != (self.quantization is not None):
-            raise ValueError("kind qlora needs method.quantization, and kind lora must not have it")
+    def _fits_peft(self) -> Method:
+        faults = methods.faults_of(self.peft_type, self.first_class(), self.config)
+        if self.peft_type == methods.FULL and not self.reason:
+            faults.append("full fine-tuning needs method.reason: why an adapter is not enough")
+        if self.peft_type == methods.FULL and self.quantization is not None:
+            faults.append("quantised weights cannot be trained: full fine-tuning takes no quantization")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
+
+    def first_class(self) -> dict[str, Any]:
+        """rank, alpha, dropout and target_modules as far as the plan sets them, by these names."""
+        named = {name: getattr(self, name) for name in ("rank", "alpha", "dropout", "target_modules")}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def options(self) -> dict[str, Any]:
+        """Everything that the plan sets, by the names of PEFT's config class. Empty for full fine-tuning."""
+        if self.peft_type == methods.FULL:
+            return {}
+        names = methods.method(self.peft_type).names
+        return {names[name]: value for name, value in self.first_class().items()} | self.config
+
+    @property
+    def full(self) -> bool:
+        return self.peft_type == methods.FULL
 
 
 class Training(_Part):
@@ -118,7 +178,7 @@ class Training(_Part):
 class FineTunePlan(_Part):
     """The whole of plan.yaml. The effective batch is batch_size x gradient_accumulation (one process)."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     task: Task
     base: Base
@@ -130,15 +190,43 @@ class FineTunePlan(_Part):
 
     @model_validator(mode="after")
     def _task_fits_data(self) -> FineTunePlan:
-        if (self.task == "classification") != (self.data.format == "classification"):
-            raise ValueError("task classification goes with data.format classification, and only with it")
-        if self.task == "classification" and len(set(self.data.labels)) < 2:
-            raise ValueError("task classification needs at least two different data.labels")
+        if self.data.format not in TASK_FORMATS[self.task]:
+            wanted = " or ".join(TASK_FORMATS[self.task])
+            raise ValueError(f"task {self.task} goes with data.format {wanted}, not {self.data.format}")
+        if self.task in LABELLED and len(set(self.data.labels)) < 2:
+            raise ValueError(f"task {self.task} needs at least two different data.labels")
         return self
 
+    @property
+    def task_type(self) -> str:
+        """PEFT's name of the task."""
+        return TASK_TYPES[self.task]
 
-# version -> function that turns a document of that version into one of the next
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+# The formats that the scripts of a task read (prepare_dataset writes the others so).
+TASK_FORMATS: Mapping[Task, tuple[DataFormat, ...]] = {
+    "chat": ("messages", "prompt_completion"),
+    "completion": ("prompt_completion",),
+    "text": ("text",),
+    "continued_pretraining": ("text",),
+    "classification": ("classification",),
+    "sequence_classification": ("classification",),
+    "token_classification": ("token_classification",),
+    "question_answering": ("seq2seq",),
+    "seq2seq": ("seq2seq",),
+}
+LABELLED: tuple[Task, ...] = ("classification", "sequence_classification", "token_classification")
+TASK_TYPES: Mapping[Task, str] = {
+    "chat": "CAUSAL_LM",
+    "completion": "CAUSAL_LM",
+    "text": "CAUSAL_LM",
+    "continued_pretraining": "CAUSAL_LM",
+    "classification": "CAUSAL_LM",
+    "sequence_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "question_answering": "SEQ_2_SEQ_LM",
+    "seq2seq": "SEQ_2_SEQ_LM",
+}
 
 
 def load(path: Path) -> FineTunePlan:
@@ -220,15 +308,19 @@ def edit(text: str, changes: Mapping[str, Any]) -> str:
 
 def json_schema() -> dict[str, Any]:
     """The published JSON Schema of plan.yaml."""
-    return FineTunePlan.model_json_schema()
+    schema = FineTunePlan.model_json_schema()
+    known: dict[str, Any] = schema["$defs"]["Method"]["properties"]["peft_type"]
+    known.pop("pattern")
+    known["enum"] = [*methods.names(), methods.FULL]
+    return schema
 
 
 def flatten(plan: FineTunePlan) -> dict[str, Any]:
-    """The plan as dotted fields to plain values."""
+    """The plan as dotted fields to plain values; a field of PEFT's config is one value, whatever is in it."""
     flat: dict[str, Any] = {}
 
     def walk(value: Any, prefix: str) -> None:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value and not prefix.startswith(tuple(f"{each}." for each in _OPEN)):
             for key, item in value.items():
                 walk(item, f"{prefix}.{key}" if prefix else key)
         else:

@@ -49,21 +49,18 @@ def _variants():
     yield make()
     yield make(data__test=None, data__eval="data/eval.jsonl", data__system_prompt=None)
     yield make("chat", data__eval="data/eval.jsonl", tracking="tensorboard")
-    for kind, precision, form in itertools.product(
-        ("lora", "qlora"), ("fp32", "bf16", "fp16"), ("messages", "prompt_completion")
+    for quantization, precision, form in itertools.product(
+        (None, QUANTIZED), ("fp32", "bf16", "fp16"), ("messages", "prompt_completion")
     ):
         yield make(
             "chat",
-            method__kind=kind,
-            method__quantization=QUANTIZED if kind == "qlora" else None,
-            method__rslora=precision == "fp16",
+            method__quantization=quantization,
+            method__config={"use_rslora": True} if precision == "fp16" else {},
             training__precision=precision,
             data__format=form,
             data__system_prompt="Be brief." if form == "messages" else None,
         )
-    yield make(
-        method__kind="qlora", method__quantization={**QUANTIZED, "bits": 8}, data__train="a.csv", data__test="b.tsv"
-    )
+    yield make(method__quantization={**QUANTIZED, "bits": 8}, data__train="a.csv", data__test="b.tsv")
     yield make(data__train="a.json", data__test="b.json", base__trust_remote_code=True)
     yield make("chat", data__test=None, base__model="/models/local", base__revision=None)
 
@@ -100,7 +97,7 @@ def test_settings_are_the_plans_values(rendered):
         assert found["BASE_MODEL"] == wanted.base.model
         assert settings.unreadable(code) == []
         for setting, value in found.items():
-            assert value == flat[settings.FIELDS[setting]], (name, setting)
+            assert value == flat[settings.fields()[setting]], (name, setting)
             used = [token for token in tokenize.generate_tokens(StringIO(code).readline) if token.string == setting]
             assert len(used) >= 2, f"{name} never uses {setting}"
     assert {"RANK", "LEARNING_RATE", "TRAIN_FILE", "PRECISION"} <= set(settings.read(files["train.py"]))
@@ -108,11 +105,11 @@ def test_settings_are_the_plans_values(rendered):
 
 def test_only_what_the_plan_needs(rendered):
     wanted, files = rendered
-    assert ("BitsAndBytesConfig" in files["train.py"]) == (wanted.method.kind == "qlora")
+    assert ("BitsAndBytesConfig" in files["train.py"]) == bool(wanted.method.quantization)
     assert ("evaluate.py" in files) == bool(wanted.data.test or wanted.data.eval)
-    assert ("bitsandbytes==" in files["requirements.txt"]) == (wanted.method.kind == "qlora")
-    assert ("scikit-learn==" in files["requirements.txt"]) == (wanted.task == "classification")
-    assert ("LABELS" in files["train.py"]) == (wanted.task == "classification")
+    assert ("bitsandbytes==" in files["requirements.txt"]) == bool(wanted.method.quantization)
+    assert ("scikit-learn==" in files["requirements.txt"]) == wanted.task.endswith("classification")
+    assert ("LABELS = [" in files["train.py"]) == wanted.task.endswith("classification")
     assert ("eval_strategy" in files["train.py"]) == bool(wanted.data.eval)
     assert "BitsAndBytesConfig" not in files["merge.py"]
     assert ("HF_TOKEN=your_hugging_face_token_here" in files[".env.example"]) == bool(wanted.base.revision)
@@ -169,7 +166,7 @@ def _inert(value: str) -> None:
             assert _shape(files[name]) == _shape(expected[name]), name
             found = settings.read(files[name])
             for setting in found:
-                assert found[setting] == flatten(wanted)[settings.FIELDS[setting]]
+                assert found[setting] == flatten(wanted)[settings.fields()[setting]]
     assert settings.read(files["train.py"])["SYSTEM_PROMPT"] == value + "."
     if value.isascii():
         assert _ruff("format", code=files["train.py"]).stdout == files["train.py"]
@@ -186,6 +183,7 @@ def _with(value: str) -> dict[str, object]:
         "data__label_column": value + "l",
         "data__labels": [value + "1", value + "2", "third"],
         "method__target_modules": [value + "q", "v_proj"],
+        "method__config": {"modules_to_save": [value + "m"], "rank_pattern": {value + "q": 8}},
     }
 
 
@@ -196,7 +194,7 @@ def _shape(code: str) -> str:
         if (
             isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id in settings.FIELDS
+            and node.targets[0].id in settings.fields()
         ):
             ast.literal_eval(node.value)
             node.value = ast.Constant(None)
@@ -263,6 +261,7 @@ def test_a_template_cannot_print_an_unfiltered_value():
 def test_every_template_is_used():
     folder = assets.folder("templates")
     sources = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in folder.rglob("*.j2")}
-    named = set(render._PLAIN_FILES.values()) | {"evaluate_chat.py.j2", "evaluate_classification.py.j2"}
+    named = set(render._PLAIN_FILES.values()) | {"evaluate_classification.py.j2", "merge.py.j2"}
+    named |= {f"{name}_{kind}.py.j2" for name in ("train", "infer", "evaluate") for kind in render.KINDS.values()}
     named |= {name for source in sources.values() for name in re.findall(r'include "([^"]+)"', source)}
     assert named == set(sources)

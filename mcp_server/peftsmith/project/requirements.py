@@ -34,7 +34,7 @@ def torch_version() -> str:
 def for_plan(plan: FineTunePlan) -> str:
     """The text of requirements.txt; PeftsmithError when the shipped pins are damaged."""
     unneeded: set[str] = set()
-    if plan.task != "classification":
+    if plan.task not in ("classification", "sequence_classification") and plan.method.peft_type != "ADAMSS":
         unneeded |= _CLASSIFIER
     if plan.tracking != "tensorboard":
         unneeded |= _TENSORBOARD
