@@ -6,8 +6,15 @@ import json
 
 import pytest
 
-from peftsmith.data.formats import RowFault, detect, to_example
+from peftsmith.data import formats
+from peftsmith.data.examples import Classified
+from peftsmith.data.formats import Mapping, RowFault, as_chat, detect
 from peftsmith.errors import PeftsmithError
+
+
+def to_example(row, format, system_prompt=None, labels=()):
+    example = formats.to_example(row, Mapping(format), labels)
+    return as_chat(example, system_prompt) or example
 
 
 def user(content):
@@ -59,23 +66,6 @@ def test_detect_reads_every_label(tmp_path):
         detect(file_of(tmp_path, [{"text": "t", "label": str(i)} for i in range(1200)]))
 
 
-@pytest.mark.parametrize(
-    ("row", "word"),
-    [
-        ({"conversations": [{"from": "human", "value": "x"}]}, "ShareGPT"),
-        ({"instruction": "a", "input": "", "output": "b"}, "Alpaca"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
-        ({"prompt": "a", "completion": "b", "label": True}, "KTO"),
-        ({"text": "a"}, "plain text"),
-        ({"question": "a"}, "question"),
-        ({}, "none"),
-    ],
-)
-def test_uncovered_formats_are_named(tmp_path, row, word):
-    with pytest.raises(PeftsmithError, match=word):
-        detect(file_of(tmp_path, [row]))
-
-
 def test_nothing_readable(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("no\njson\n", encoding="utf-8")
@@ -85,8 +75,11 @@ def test_nothing_readable(tmp_path):
 
 def test_own_columns(tmp_path):
     row = {"ticket": "a", "queue": 3}
-    assert detect(file_of(tmp_path, [row]), "ticket", "queue").labels == ["3"]
-    example = to_example(row, "classification", "ticket", "queue", "Route it.")
+    mapping = Mapping.of(text_column="ticket", label_column="queue")
+    found = detect(file_of(tmp_path, [row]), mapping)
+    assert found.labels == ["3"]
+    assert formats.to_example(row, found.mapping) == Classified("a", "3")
+    example = as_chat(formats.to_example(row, found.mapping), "Route it.")
     assert example.prompt == [system("Route it."), user("a")]
     assert example.completion == [assistant("3")]
 
@@ -128,10 +121,10 @@ def test_keys_that_are_none_are_dropped_and_others_kept():
         ({"messages": [user(""), assistant("b")]}, "messages", "empty"),
         ({"messages": [user("a"), assistant(None)]}, "messages", "empty"),
         ({"messages": [user("a"), assistant(5)]}, "messages", "shape"),
-        ({"messages": [user([{"type": "text", "text": "a"}]), assistant("b")]}, "messages", "unsupported"),
-        ({"messages": [user("a"), {"role": "tool", "content": "b"}]}, "messages", "unsupported"),
-        ({"messages": [user("a"), {**assistant("b"), "tool_calls": [{}]}]}, "messages", "unsupported"),
-        ({**MESSAGES, "tools": [{"name": "f"}]}, "messages", "unsupported"),
+        ({"messages": [user([{"type": "image"}]), assistant("b")]}, "messages", "unsupported"),
+        ({"messages": [user("a"), {"role": "tool", "content": "b"}]}, "messages", "ending"),
+        ({"messages": [user("a"), {**assistant("b"), "tool_calls": [{}]}]}, "messages", "shape"),
+        ({**MESSAGES, "tools": ["f"]}, "messages", "shape"),
         ({"messages": [user("\ud800"), assistant("b")]}, "messages", "encoding"),
         ({"prompt": "a"}, "prompt_completion", "shape"),
         ({"prompt": "a", "completion": ""}, "prompt_completion", "empty"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from peftsmith.data.formats import Example
+from peftsmith.data.examples import Chat
 from peftsmith.data.rendering import Renderer, truncate
 from peftsmith.errors import PeftsmithError
 from tests.data.templates import TEMPLATES, metaspace, with_template
@@ -51,7 +51,7 @@ WORDS = [
 ]
 
 
-def conversation(draw: random.Random, *, alternate: bool) -> Example:
+def conversation(draw: random.Random, *, alternate: bool) -> Chat:
     def content() -> str:
         return draw.choice(["", " "]).join(draw.choice(WORDS) for _ in range(draw.randint(1, 25))) or "x"
 
@@ -64,7 +64,7 @@ def conversation(draw: random.Random, *, alternate: bool) -> Example:
     answer: dict[str, str | None] = {"role": "assistant", "content": content()}
     if draw.random() < 0.3:
         answer["reasoning_content"] = draw.choice([content(), None])
-    return Example(messages, [answer])
+    return Chat(messages, [answer])
 
 
 def reference(training_python: str, tmp_path: Path, model: Path, cases: list[dict]) -> list[dict]:
@@ -99,7 +99,7 @@ def test_equals_transformers_and_trl(training_python, tmp_path, tiny_model, smol
     compared = dropped = merged = 0
     for case, expected in zip(cases, answers, strict=True):
         renderer = Renderer.load(Path(case["folder"]))
-        examples = [Example(row["prompt"], row["completion"]) for row in case["examples"]]
+        examples = [Chat(row["prompt"], row["completion"]) for row in case["examples"]]
         wanted = [pair for each in examples for pair in ((each.prompt, True), (each.prompt + each.completion, False))]
         texts = renderer.texts(wanted)
         assert texts == expected["texts"], case["folder"]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Left to the system and the page cache when training on the CPU, and to other processes on a GPU.
 SHARE_OF_MEMORY = 0.9
 _MANY_LABELS = 50
+# What the generated scripts read; prepare_dataset writes the others so, where they are conversations.
+_WRITTEN = ("messages", "prompt_completion", "classification")
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,16 @@ def _rows(wish: Wish, body: Anatomy) -> tuple[str | None, Report]:
     """The system prompt that rows will have, and the audit of the rows with it: lengths include the instruction."""
     from peftsmith.data import audit, formats
 
-    detected = formats.detect(wish.data, wish.text_column, wish.label_column)
+    mapping = formats.Mapping.of(text_column=wish.text_column, label_column=wish.label_column)
+    detected = formats.detect(wish.data, mapping)
+    if detected.format not in _WRITTEN:
+        raise PeftsmithError(
+            f"Training scripts do not read rows of the format {detected.format}",
+            value=str(wish.data),
+            next_step="Run prepare_dataset first and plan with the rows that it writes."
+            if detected.format in ("sharegpt", "alpaca")
+            else "Give rows with messages, with prompt and completion, or with text and label.",
+        )
     labels = sorted(detected.labels) if detected.format == "classification" else []
     system_prompt = wish.system_prompt or _instruction(labels)
     report = audit.audit(

@@ -14,7 +14,8 @@ from typing import Any
 
 from peftsmith import files
 from peftsmith.data import content
-from peftsmith.data.formats import Detected, Example, RowFault, detect, fits, read_rows, to_example
+from peftsmith.data.examples import Chat
+from peftsmith.data.formats import Detected, Mapping, RowFault, as_chat, detect, read_rows, rivals, to_example
 from peftsmith.data.rendering import Renderer
 from peftsmith.data.tally import Tallies
 from peftsmith.data.tokens import TokenAudit
@@ -75,17 +76,18 @@ def audit(
     label_column: str = "label",
     system_prompt: str | None = None,
     revision: str | None = None,
+    mapping: Mapping | None = None,
 ) -> Report:
     """Read `path` once and say what is wrong with it. Rows are streamed; what is kept is a few bytes a row.
 
     `model` is a folder or a hub id, for its tokenizer and template only. Raises PeftsmithError when the file cannot be
     read at all, has no covered format, or the model has no tokenizer.
     """
-    detected = detect(path, text_column, label_column)
+    detected = detect(path, mapping or Mapping.of(text_column=text_column, label_column=label_column))
     token_audit = TokenAudit(_renderer(model, revision), max_length) if model else None
-    test_keys = _TestKeys(test, detected, text_column, label_column) if test else None
+    test_keys = _TestKeys(test, detected) if test else None
     seen = _Pass(detected, test_keys)
-    chunk: list[tuple[int, Example]] = []
+    chunk: list[tuple[int, Chat]] = []
     size = 0
     for row in read_rows(path):
         seen.rows += 1
@@ -93,9 +95,9 @@ def audit(
             seen.tallies.add("data.rows.malformed", row.number, row.fault or "")
             continue
         try:
-            example = to_example(row.value, detected.format, text_column, label_column, system_prompt)
+            example = _chat(row.value, detected, system_prompt)
         except RowFault as fault:
-            others = [name for name in fits(row.value, text_column, label_column) if name != detected.format]
+            others = rivals(row.value, detected.format)
             if fault.kind in ("shape", "empty", "label") and others:
                 seen.tallies.add("data.format.mixed", row.number, f"{others[0]} beside {detected.format}")
             else:
@@ -133,6 +135,13 @@ def audit(
     )
 
 
+def _chat(value: dict[str, Any], detected: Detected, system_prompt: str | None = None) -> Chat:
+    example = as_chat(to_example(value, detected.mapping), system_prompt)
+    if example is None:
+        raise RowFault("unsupported", f"rows of the format {detected.format} are not audited yet")
+    return example
+
+
 def _renderer(model: str, revision: str | None) -> Renderer:
     from peftsmith.model import source
 
@@ -151,7 +160,7 @@ def _about_format(detected: Detected) -> Iterator[Finding]:
 class _TestKeys:
     """The questions and labels of the test file, by hash; its own faults are counted."""
 
-    def __init__(self, path: Path, detected: Detected, text_column: str, label_column: str) -> None:
+    def __init__(self, path: Path, detected: Detected) -> None:
         self.exact: dict[bytes, int] = {}
         self.loose: dict[bytes, int] = {}
         self.labels: Counter[str] = Counter()
@@ -163,7 +172,7 @@ class _TestKeys:
                 self.tallies.add("data.test.unusable", row.number, row.fault or "")
                 continue
             try:
-                example = to_example(row.value, detected.format, text_column, label_column)
+                example = _chat(row.value, detected)
             except RowFault as fault:
                 self.tallies.add("data.test.unusable", row.number, str(fault))
                 continue
@@ -189,7 +198,7 @@ class _Pass:
         self._loose: set[bytes] = set()
         self._label_of: dict[bytes, tuple[str, int]] = {}
 
-    def add(self, number: int, example: Example) -> None:
+    def add(self, number: int, example: Chat) -> None:
         self.usable += 1
         for id_, detail in content.notes(example):
             self.tallies.add(id_, number, detail)

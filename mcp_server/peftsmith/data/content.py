@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from peftsmith.data.formats import Example, Message
+from peftsmith.data.examples import Chat, Message
 
 Note = tuple[str, str]  # finding id, detail
 
@@ -56,7 +56,7 @@ def loose_text(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def question(example: Example) -> list[Message]:
+def question(example: Chat) -> list[Message]:
     """What is asked, without system messages: the same question is the same whatever stands above it."""
     return [message for message in example.prompt if message["role"] not in _SYSTEM]
 
@@ -65,7 +65,7 @@ def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
-def notes(example: Example) -> Iterator[Note]:
+def notes(example: Chat) -> Iterator[Note]:
     """(finding id, detail) for everything that is to say about one row's text; each id at most once."""
     from peftsmith import secrets
 
@@ -108,13 +108,13 @@ def _order(conversation: list[Message]) -> str:
     return f"two messages of the {doubled} in a row" if doubled else ""
 
 
-def special_token_search(special: frozenset[str]) -> Callable[[Example], str]:
+def special_token_search(special: frozenset[str]) -> Callable[[Chat], str]:
     """A function that gives the first special token which an example's content holds as text, or an empty string."""
     if not special:
         return lambda example: ""
     pattern = re.compile("|".join(re.escape(text) for text in sorted(special, key=len, reverse=True)))
 
-    def search(example: Example) -> str:
+    def search(example: Chat) -> str:
         for message in example.prompt + example.completion:
             found = pattern.search(message["content"])
             if found:

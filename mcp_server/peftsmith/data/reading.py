@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from peftsmith import files
 from peftsmith.errors import PeftsmithError
 
 LONGEST_LINE = 16 << 20
@@ -61,6 +62,11 @@ def read_rows(path: Path) -> Iterator[Row]:
     if head.removeprefix(_BOM).lstrip()[:1] == b"[":
         return _array_rows(path)
     return _json_lines(path)
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 of a file; "" for what is no file (read_rows says what is wrong with it)."""
+    return files.sha256_file(path) if path.is_file() else ""
 
 
 def _head(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from peftsmith.data import tokenizer_files
-from peftsmith.data.formats import Example, Message
+from peftsmith.data.examples import Chat, Message
 from peftsmith.data.templating import Template, TemplateRefused
 from peftsmith.errors import PeftsmithError
 
@@ -80,7 +80,7 @@ class Renderer:
         """Token ids of rendered text; no special tokens are added, since the template has written them."""
         return self.files.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def labels(self, example: Example) -> tuple[list[int], list[bool]]:
+    def labels(self, example: Chat) -> tuple[list[int], list[bool]]:
         """(ids, carries_loss) of a row as TRL 1.16 makes them for prompt/completion with completion_only_loss.
 
         Prompt (with generation prompt) and prompt+completion are rendered and tokenised on their own; the loss starts
@@ -92,7 +92,7 @@ class Renderer:
             raise row
         return row.ids, row.mask()
 
-    def labels_many(self, examples: Sequence[Example]) -> list[Labelled | TemplateRefused]:
+    def labels_many(self, examples: Sequence[Chat]) -> list[Labelled | TemplateRefused]:
         """`labels` for many rows, tokenised as one batch on all cores."""
         wanted: list[tuple[list[Message], bool]] = []
         for example in examples:

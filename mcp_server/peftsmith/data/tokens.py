@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from peftsmith.data.content import special_token_search
-from peftsmith.data.formats import Example, Message
+from peftsmith.data.examples import Chat, Message
 from peftsmith.data.rendering import Labelled, Renderer
 from peftsmith.data.tally import Lengths, Tallies
 from peftsmith.data.templating import TemplateRefused, TemplateStopped
@@ -34,7 +34,7 @@ class TokenAudit:
         self._blank: dict[int, bool] = {}
         self._stopped: TemplateStopped | TemplateRefused | None = None
 
-    def add(self, rows: list[tuple[int, Example]]) -> None:
+    def add(self, rows: list[tuple[int, Chat]]) -> None:
         """Look at some (row number, example) pairs. A template that was stopped is not asked again."""
         if self._stopped or self._renderer.files.template is None or not rows:
             return
@@ -49,7 +49,7 @@ class TokenAudit:
             else:
                 self._row(number, example, row)
 
-    def _row(self, number: int, example: Example, row: Labelled) -> None:
+    def _row(self, number: int, example: Chat, row: Labelled) -> None:
         add, files = self._tallies.add, self._renderer.files
         size, limit = len(row.ids), self._max_length
         trained = size - row.start

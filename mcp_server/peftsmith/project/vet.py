@@ -198,9 +198,10 @@ def _ignored(name: str, patterns: list[str]) -> bool:
 
 def _data(project: Path, wanted: plan.FineTunePlan) -> Iterator[Finding]:
     """Every row of every file as the scripts will take it: they stop at the first row that they cannot use."""
-    from peftsmith.data import formats
+    from peftsmith.data import formats, normal
 
     data = wanted.data
+    mapping = formats.Mapping.of_plan(data)
     for split, name in (("train", data.train), ("eval", data.eval), ("test", data.test)):
         if name is None:
             continue
@@ -212,9 +213,8 @@ def _data(project: Path, wanted: plan.FineTunePlan) -> Iterator[Finding]:
                 reason = row.fault
                 if row.value is not None:
                     try:
-                        formats.to_example(
-                            row.value, data.format, data.text_column, data.label_column, data.system_prompt, data.labels
-                        )
+                        example = formats.to_example(row.value, mapping, data.labels)
+                        reason = normal.unprepared(row.value, example, data.format) or None
                     except ValueError as error:
                         reason = str(error)
                 if reason is not None:
