@@ -188,6 +188,19 @@ class FineTunePlan(_Part):
     serving: ServingTarget = "transformers"
     tracking: Literal["none", "tensorboard"] = "none"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _checkpointing_where_it_works(cls, document: Any) -> Any:
+        """Where the method cannot train with checkpointing, silence means false and not the general default."""
+        try:
+            known = methods.method(document["method"]["peft_type"])
+            training = document.get("training", {})
+        except (PeftsmithError, KeyError, TypeError, AttributeError):
+            return document
+        if known.checkpointing or not isinstance(training, dict) or "gradient_checkpointing" in training:
+            return document
+        return {**document, "training": {**training, "gradient_checkpointing": False}}
+
     @model_validator(mode="after")
     def _task_fits_data(self) -> FineTunePlan:
         if self.data.format not in TASK_FORMATS[self.task]:

@@ -16,6 +16,7 @@ from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
 from peftsmith.lock import Why
 from peftsmith.plan import FineTunePlan, Method
+from peftsmith.project import fitness
 
 if TYPE_CHECKING:
     from peftsmith.model.anatomy import Anatomy
@@ -46,6 +47,7 @@ def why(value: object, rule: str, reason: str) -> Why:
 def check(plan: FineTunePlan, anatomy: Anatomy | None) -> list[Finding]:
     """Findings about a plan; without an anatomy what needs one is reported as unknown."""
     found = [*_hyperparameters(plan), *_serving(plan)]
+    found += fitness.judge(plan, None if anatomy is None else {"model_type": anatomy.model_type})
     if anatomy is None:
         return [*found, finding("plan.base.unreadable", model=plan.base.model)]
     return [*found, *_against_model(plan, anatomy)]

@@ -24,6 +24,7 @@ from peftsmith.errors import PeftsmithError
 
 FULL = "FULL"  # full fine-tuning: no adapter, and so no PeftType
 FILE = "peft_methods.json"
+_DECOMPOSING = ("pissa", "olora", "eva", "orthogonal", "corda", "loftq", "lora_ga", "mica")
 # Fields that the scripts set themselves, so that a plan may not.
 SET_BY_SCRIPT = frozenset({"task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_type"})
 # What PEFT works out from the base model.
@@ -37,8 +38,10 @@ class Method:
     `names` maps the plan's own names (rank, alpha, dropout, target_modules) to the config's fields. `defaults` are the
     plan's values where it is silent, `needs` the fields without which PEFT cannot build the adapter. `merges` and
     `resumes` hold for a plain base, and unless an option of `unmerged` or `unresumed` is set; `quantised` says which
-    bitsandbytes sizes train. `fails_on` are model types that it fails on, `tasks` PEFT's task types. `unsupported` is
-    the reason why no project is generated with it, or None.
+    bitsandbytes sizes train. `fails_on` are model types that it fails on, `only_on` the only ones, `fails_quantised`
+    those it fails on when quantised; `tasks` PEFT's task types. `divides`, `decomposes` and `twin_width` say how small
+    a model can be (twin_head). `unsupported` is the reason why no project is generated with it, or None; `refused`
+    maps an option's name and value ("*": any) to such a reason.
     """
 
     name: str
@@ -56,8 +59,14 @@ class Method:
     checkpointing: bool = True
     quantised: tuple[int, ...] = ()
     served: tuple[str, ...] = ("transformers",)
+    divides: tuple[str, ...] = ()
+    decomposes: bool = False
+    twin_width: int = 0
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     learning_rate: tuple[float, float] | None = None
     fails_on: tuple[str, ...] = ()
+    only_on: tuple[str, ...] = ()
+    fails_quantised: tuple[str, ...] = ()
     unsupported: str | None = None
     note: str = ""
 
@@ -89,7 +98,18 @@ def method(name: str) -> Method:
     own: dict[str, str] = {plain: noted.pop(plain) for plain in ("rank", "alpha", "dropout") if plain in noted}
     if "target_modules" in known["fields"]:
         own["target_modules"] = "target_modules"
-    for each in ("needs", "unmerged", "unresumed", "quantised", "served", "fails_on", "learning_rate"):
+    for each in (
+        "needs",
+        "divides",
+        "unmerged",
+        "unresumed",
+        "quantised",
+        "served",
+        "fails_on",
+        "only_on",
+        "fails_quantised",
+        "learning_rate",
+    ):
         if each in noted:
             noted[each] = tuple(noted[each])
     return Method(
@@ -119,6 +139,22 @@ def merges(known: Method, options: Mapping[str, Any]) -> bool:
 def resumes(known: Method, options: Mapping[str, Any]) -> bool:
     """Does a Trainer go on from a checkpoint with what it had?"""
     return known.resumes and not any(options.get(name) not in (None, False) for name in known.unresumed)
+
+
+def twin_head(known: Method, options: Mapping[str, Any]) -> int:
+    """How wide an attention head of a cut-down model must be for the plan's own numbers to fit it: 16, or more.
+
+    Block sizes have to divide every width, and what starts from a decomposition needs widths of its rank at least.
+    """
+
+    def of(name: str) -> int:
+        value = options.get(name, known.fields[name]["default"])
+        return value if isinstance(value, int) else 0
+
+    needed = [16, known.twin_width, *(of(name) for name in known.divides)]
+    if known.decomposes or str(options.get("init_lora_weights", "")).startswith(_DECOMPOSING):
+        needed.append(-(-of(known.names["rank"]) // 32) * 16 if "rank" in known.names else 0)
+    return max(needed)
 
 
 def faults_of(name: str, first_class: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:

@@ -108,6 +108,27 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
     }
 
 
+# Options of LoRA that leave the number of trained parameters as rank and targets imply it.
+_COUNTED = {"use_rslora", "init_lora_weights", "fan_in_fan_out", "alpha_pattern"}
+
+
+def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
+    """What the twin must know of the scripts that render() writes (worker/jobs/twin.py)."""
+    method = plan.method
+    facts = {**_task_facts(plan), **_method_facts(method)}
+    counted = method.peft_type == "LORA" and bool(method.rank and method.target_modules)
+    return {
+        "model_class": facts["model_class"],
+        "task_type": plan.task_type,
+        "labels": plan.data.labels if facts["labelled_head"] else [],
+        "result": facts["result"],
+        "plain_lora": counted and not facts["eva"] and set(method.config) <= _COUNTED,
+        "merges": facts["merges"],
+        "resumes": facts["resumes"],
+        "head": 16 if method.full else methods.twin_head(methods.method(method.peft_type), method.options()),
+    }
+
+
 def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
     kind = KINDS[plan.task]
     named = ROW_COLUMNS.get(plan.data.format, ())
