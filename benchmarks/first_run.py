@@ -61,10 +61,11 @@ QUANTIZATIONS: dict[str, dict[str, Any] | None] = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "PROMPT_TUNING": {"num_virtual_tokens": 8}, "PREFIX_TUNING": {"num_virtual_tokens": 8},
     "P_TUNING": {"num_virtual_tokens": 8, "encoder_hidden_size": 32}, "CARTRIDGE": {"num_virtual_tokens": 8},
-    "CPT": {"cpt_token_ids": [5, 6, 7, 8], "cpt_mask": [1, 1, 1, 1], "cpt_tokens_type_mask": [1, 1, 1, 1]},
+    "CPT": {"cpt_token_ids": [5, 6, 7, 8], "cpt_mask": [1, 1, 1, 1], "cpt_tokens_type_mask": [1, 2, 3, 4]},
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 2},
     "TRAINABLE_TOKENS": {"token_indices": list(range(4, 260))},
-    "ADAMSS": {"r": 8}, "C3A": {"block_size": 16}, "ROAD": {"group_size": 16}, "VBLORA": {"vector_length": 16},
+    "ADALORA": {"target_r": 2}, "ADAMSS": {"r": 8},
+    "C3A": {"block_size": 16}, "ROAD": {"group_size": 16}, "VBLORA": {"vector_length": 16},
     "OFT": {"oft_block_size": 16}, "FOURIERFT": {"n_frequency": 64}, "WAVEFT": {"n_frequency": 64},
 }  # fmt: skip
 RANKED = {name: 4 for name in ("LORA", "ADALORA", "ADAMSS", "DEFT", "DELORA", "GLORA", "GRALORA", "HIRA", "HRA", "LILY",
@@ -179,9 +180,10 @@ def invalid() -> Iterator[Case]:
     experts = {"target_parameters": EXPERTS}
     yield Case("mixtral", "chat", {"config": experts, "dropout": 0.1}, refused="plan.method.parameters")
     yield Case("mixtral", "chat", {"config": experts, "quantization": {"bits": 4}}, refused="plan.method.parameters")
-    for options in ({"init_lora_weights": "corda"}, {"init_lora_weights": "lora_ga"}, {"use_qalora": True},
+    for options in ({"init_lora_weights": "corda"}, {"use_qalora": True},
                     {"layer_replication": [[0, 2]]}):  # fmt: skip
         yield Case("llama", "chat", {"config": options}, refused="plan.method.option")
+    yield Case("llama", "chat", {"peft_type": "ADALORA", "rank": 8}, refused="plan.method.option")
     wrong: tuple[dict[str, Any], ...] = (
         {"peft_type": "LORAA"}, {"peft_type": "lora"}, {"dropout": 1.0}, {"config": {"use_dora": "yes"}},
         {"config": {"init_lora_weights": "picasso"}}, {"config": {"r": 8}}, {"config": {"task_type": "CAUSAL_LM"}},

@@ -39,7 +39,8 @@ class Method:
     plan's values where it is silent, `needs` the fields without which PEFT cannot build the adapter. `merges` and
     `resumes` hold for a plain base, and unless an option of `unmerged` or `unresumed` is set; `quantised` says which
     bitsandbytes sizes train. `fails_on` are model types that it fails on, `only_on` the only ones, `fails_quantised`
-    those it fails on when quantised; `tasks` PEFT's task types. `divides`, `decomposes` and `twin_width` say how small
+    those it fails on when quantised; `tasks` PEFT's task types. `own_forward`: TRL's fused head does not
+    reach its loss. `divides`, `decomposes` and `twin_width` say how small
     a model can be (twin_head). `unsupported` is the reason why no project is generated with it, or None; `refused`
     maps an option's name and value ("*": any) to such a reason.
     """
@@ -57,6 +58,7 @@ class Method:
     resumes: bool = True
     unresumed: tuple[str, ...] = ()
     checkpointing: bool = True
+    own_forward: bool = False
     quantised: tuple[int, ...] = ()
     served: tuple[str, ...] = ("transformers",)
     divides: tuple[str, ...] = ()

@@ -61,6 +61,17 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         if clashes:
             message = f"target_parameters does not go with {' or '.join(clashes)}."
             yield finding("plan.method.parameters", message, options=clashes)
+    if known.name == "ADALORA":
+        start = method.rank or known.fields["init_r"]["default"]
+        end = method.config.get("target_r", known.fields["target_r"]["default"])
+        if start <= end:
+            message = f"AdaLoRA begins with rank {start} and must end with fewer, not with target_r={end}."
+            yield finding("plan.method.option", message, option="target_r")
+    if known.name == "CPT":
+        mask = method.config.get("cpt_tokens_type_mask") or [0]
+        if len({len(method.config.get(name) or ()) for name in known.needs}) != 1 or max(mask) % 4 or not max(mask):
+            message = "CPT's three lists must be of one length, and its tokens must end with a label (type 4, 8, ...)."
+            yield finding("plan.method.option", message, option="cpt_tokens_type_mask")
     if plan.training.gradient_checkpointing and not known.checkpointing:
         message = f"{known.name} does not train with gradient checkpointing."
         yield finding("plan.method.checkpointing", message, method=known.name)

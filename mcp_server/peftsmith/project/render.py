@@ -170,6 +170,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "merges": False,
         "resumes": True,
         "prompt_learning": False,
+        "own_forward": False,
     }
     if method.full:
         return facts
@@ -180,6 +181,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "merges": methods.merges(known, method.config),
         "resumes": methods.resumes(known, method.config),
         "prompt_learning": known.prompt_learning,
+        "own_forward": known.own_forward,
         "options": [
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
             for field, value in method.options().items()

@@ -222,7 +222,7 @@ def _trainable(model: Any, base: Path, result: Path, wanted: Wanted) -> dict[str
             raise Disproved("the trainable parameters are not those that the plan means", **seen)
         return seen
     prefix = PREFIXES.get(peft.PeftType(config["peft_type"]), "")
-    own = (prefix, "modules_to_save", "prompt_encoder", "trainable_tokens_", "base_adapter")
+    own = (prefix, "modules_to_save", "prompt_encoder", "trainable_tokens_", "adaption_")
     foreign = [name for name in trained if not any(mark and mark in name for mark in own)]
     if config.get("bias", "none") != "none":
         foreign = [name for name in foreign if not name.endswith("bias")]
