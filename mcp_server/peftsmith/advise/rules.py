@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
 from peftsmith.lock import Why
-from peftsmith.plan import FineTunePlan, Method
+from peftsmith.plan import FineTunePlan
+from peftsmith.plan_method import Method
 from peftsmith.project import fitness
 
 if TYPE_CHECKING:

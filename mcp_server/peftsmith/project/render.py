@@ -18,7 +18,8 @@ from peftsmith import assets, files
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
-from peftsmith.plan import LABELLED, FineTunePlan, Method
+from peftsmith.plan import LABELLED, FineTunePlan
+from peftsmith.plan_method import Method
 from peftsmith.project import literal, requirements, settings
 
 _PLAIN_FILES = {
