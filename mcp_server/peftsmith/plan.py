@@ -233,7 +233,6 @@ def json_schema() -> dict[str, Any]:
     """The published JSON Schema of plan.yaml."""
     schema = FineTunePlan.model_json_schema()
     known: dict[str, Any] = schema["$defs"]["Method"]["properties"]["peft_type"]
-    known.pop("pattern")
     known["enum"] = [*methods.names(), methods.FULL]
     return schema
 

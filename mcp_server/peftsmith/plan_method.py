@@ -61,7 +61,7 @@ class Method(Part):
     (knowledge/peft_methods.json).
     """
 
-    peft_type: Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,40}$")] = "LORA"
+    peft_type: ShortText = "LORA"
     rank: Annotated[int, Field(ge=1, le=4096)] | None = None
     alpha: Annotated[int, Field(ge=1, le=65536)] | None = None
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None

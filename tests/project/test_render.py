@@ -231,6 +231,16 @@ def _shape(code: str) -> str:
     return ast.dump(tree)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [{"columns": {"source": "translation.de"}}, {"columns": {"context": "c"}}, {"roles": {"gpt": "assistant"}}],
+)
+def test_rows_that_the_scripts_would_not_read_are_refused(data):
+    wanted = make("seq2seq", data__format="seq2seq", **{f"data__{name}": value for name, value in data.items()})
+    with pytest.raises(PeftsmithError, match="prepare_dataset"):
+        render.render(wanted, lock_for(wanted))
+
+
 @pytest.mark.parametrize("path", ["../rows.jsonl", "/etc/rows.jsonl", "rows.parquet", "a/../../b.csv", "rows"])
 def test_data_outside_the_project_or_of_another_kind_is_refused(path):
     wanted = make(data__train=path)
