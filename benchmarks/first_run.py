@@ -71,7 +71,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 RANKED = {name: 4 for name in ("LORA", "ADALORA", "ADAMSS", "DEFT", "DELORA", "GLORA", "GRALORA", "HIRA", "HRA", "LILY",
           "LOHA", "LOKR", "MISS", "PEANUT", "PSOFT", "PVERA", "RANDLORA", "SHIRA", "VERA")}  # fmt: skip
 VARIANTS: tuple[dict[str, Any], ...] = (
-    {"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "pissa_niter_4"},
+    {"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"},
     {"init_lora_weights": "olora"}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "eva"},
     {"rank_pattern": {"q_proj": 8}}, {"bias": "lora_only"}, {"layers_to_transform": [0]},
     {"exclude_modules": ["v_proj"]},
@@ -180,7 +180,7 @@ def invalid() -> Iterator[Case]:
     experts = {"target_parameters": EXPERTS}
     yield Case("mixtral", "chat", {"config": experts, "dropout": 0.1}, refused="plan.method.parameters")
     yield Case("mixtral", "chat", {"config": experts, "quantization": {"bits": 4}}, refused="plan.method.parameters")
-    for options in ({"init_lora_weights": "corda"}, {"use_qalora": True},
+    for options in ({"init_lora_weights": "corda"}, {"init_lora_weights": "pissa_niter_4"}, {"use_qalora": True},
                     {"layer_replication": [[0, 2]]}):  # fmt: skip
         yield Case("llama", "chat", {"config": options}, refused="plan.method.option")
     yield Case("llama", "chat", {"peft_type": "ADALORA", "rank": 8}, refused="plan.method.option")

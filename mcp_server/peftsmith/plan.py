@@ -93,7 +93,7 @@ class FineTunePlan(Part):
     task: Task
     base: Base
     data: Data
-    method: Method = Method()
+    method: Method = Field(default_factory=Method)
     training: Training = Training()
     serving: ServingTarget = "transformers"
     tracking: Literal["none", "tensorboard"] = "none"
