@@ -185,6 +185,7 @@ def invalid() -> Iterator[Case]:
                     {"layer_replication": [[0, 2]]}):  # fmt: skip
         yield Case("llama", "chat", {"config": options}, refused="plan.method.option")
     yield Case("llama", "chat", {"peft_type": "ADALORA", "rank": 8}, refused="plan.method.option")
+    yield Case("t5", "seq2seq", {"peft_type": "IA3", "target_modules": ["k"]}, refused="plan.method.option")
     wrong: tuple[dict[str, Any], ...] = (
         {"peft_type": "LORAA"}, {"peft_type": "lora"}, {"dropout": 1.0}, {"config": {"use_dora": "yes"}},
         {"config": {"init_lora_weights": "picasso"}}, {"config": {"r": 8}}, {"config": {"task_type": "CAUSAL_LM"}},

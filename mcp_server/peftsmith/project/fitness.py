@@ -64,6 +64,11 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         if start <= end:
             message = f"AdaLoRA begins with rank {start} and must end with fewer, not with target_r={end}."
             yield finding("plan.method.option", message, option="target_r")
+    if known.name == "IA3" and isinstance(method.target_modules, list):
+        forward = method.config.get("feedforward_modules")
+        if not isinstance(forward, list) or not set(forward) <= set(method.target_modules):
+            message = "IA3 with target_modules needs feedforward_modules, a list of some of them (or none: [])."
+            yield finding("plan.method.option", message, option="feedforward_modules")
     if known.name == "CPT":
         mask = method.config.get("cpt_tokens_type_mask") or [0]
         if len({len(method.config.get(name) or ()) for name in known.needs}) != 1 or max(mask) % 4 or not max(mask):
