@@ -148,7 +148,10 @@ def _plan(case: cases.Case, document: dict[str, Any], work: Path, model: str | N
     made = plan.validate(document)
     body = anatomy.inspect(str(model), made.base.revision if model == made.base.model else None)
     method = made.method
-    return [*rules.check(made, body), *target_findings.judge(body, method.target_modules, method.rank)]
+    return [
+        *rules.check(made, body),
+        *target_findings.judge(body, method.target_modules or "all-linear", method.rank or 1),
+    ]
 
 
 def _write_project(work: Path, document: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ KEPT_PLANS = Path(__file__).parent / "plans"
 
 def good(**changes) -> plan.FineTunePlan:
     document = {
-        "schema_version": 1,
+        "schema_version": plan.SCHEMA_VERSION,
         "name": "tickets",
         "task": "classification",
         "base": {"model": "owner/name", "revision": "a" * 40},
@@ -54,9 +54,9 @@ def test_edit_keeps_comments_and_refuses_what_is_not_a_plan():
     [
         ("rank: 16", "unknown key 'method.rnak', did you mean 'rank'"),
         ("seed: 0", "training.seed"),
-        ("schema_version: 1", "newer schema"),
+        ("schema_version: 2", "newer schema"),
         ("name: tickets", "name"),
-        ("kind: lora", "qlora needs method.quantization"),
+        ("peft_type: LORA", "no such method, did you mean LOHA"),
         ("revision: " + "a" * 40, "base.revision"),
     ],
 )
@@ -64,9 +64,9 @@ def test_faults_are_named(change, said):
     wrong = {
         "rank: 16": "rnak: 16",
         "seed: 0": "seed: off",
-        "schema_version: 1": "schema_version: 99",
+        "schema_version: 2": "schema_version: 99",
         "name: tickets": 'name: "a; import os"',
-        "kind: lora": "kind: qlora",
+        "peft_type: LORA": "peft_type: LOHAA",
         "revision: " + "a" * 40: "revision: main",
     }[change]
     text = plan.dump(good())
@@ -113,6 +113,7 @@ def test_a_document_migrates_one_version_at_a_time(monkeypatch):
     )
     document = json.loads(json.dumps(good().model_dump(mode="json")))
     old = {**{k: v for k, v in document.items() if k != "name"}, "schema_version": 0, "title": "tickets"}
+    monkeypatch.setitem(plan.MIGRATIONS, 1, lambda document: document)
     assert plan.validate(plan.migrate(old)) == good()
     monkeypatch.delitem(plan.MIGRATIONS, 0)
     with pytest.raises(PeftsmithError, match="No migration"):
@@ -124,6 +125,65 @@ def test_plans_of_every_version_still_load(kept):
     assert plan.load(kept).schema_version == plan.SCHEMA_VERSION
 
 
+def test_version_1_becomes_version_2_with_the_same_meaning():
+    kept = plan.load(KEPT_PLANS / "v1.yaml")
+    assert (kept.method.peft_type, kept.method.rank, kept.method.config) == ("LORA", 16, {})
+    old = {
+        **good().model_dump(mode="json"),
+        "schema_version": 1,
+        "method": {"kind": "qlora", "rank": 8, "rslora": True, "quantization": {"bits": 4}},
+    }
+    new = plan.validate(plan.migrate(old)).method
+    assert (new.peft_type, new.rank, new.alpha, new.config) == ("LORA", 8, 32, {"use_rslora": True})
+    assert new.quantization is not None and new.quantization.bits == 4
+    for method in ({"kind": "qlora"}, {"kind": "lora", "quantization": {"bits": 4}}, {"kind": "dora"}):
+        with pytest.raises(PeftsmithError, match=r"method\.kind"):
+            plan.validate(plan.migrate({**old, "method": method}))
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"peft_type": "lora"}, "did you mean LORA"),
+        ({"peft_type": "IA3", "rank": 8}, "IA3 has no rank"),
+        ({"config": {"use_dorra": True}}, "did you mean 'use_dora'"),
+        ({"config": {"r": 8}}, "method.rank"),
+        ({"peft_type": "FULL"}, "method.reason"),
+        ({"peft_type": "FULL", "reason": "r", "quantization": {"bits": 8}}, "no quantization"),
+        ({"peft_type": "FULL", "reason": "r", "config": {"use_dora": True}}, "has no use_dora"),
+        ({"peft_type": "PROMPT_TUNING"}, "needs method.config.num_virtual_tokens"),
+        ({"config": {"rank_pattern": {"a\x00": 3}}}, "control characters"),
+    ],
+)
+def test_a_wrong_method_is_named(method, said):
+    with pytest.raises(PeftsmithError) as caught:
+        good(method=method)
+    assert said in str(caught.value)
+
+
+def test_a_method_keeps_its_own_defaults_and_null_leaves_them_to_peft():
+    assert good(method={}).method.options() == {
+        "r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear",
+    }  # fmt: skip
+    bare = good(method={"target_modules": None, "config": {"target_parameters": ["mlp.experts.down_proj"]}}).method
+    assert "target_modules" not in bare.options()
+    assert plan.parse(plan.dump(good(method=bare.model_dump()))).method == bare
+    assert good(method={"peft_type": "LOKR", "rank": 4}).method.options() == {"r": 4, "target_modules": "all-linear"}
+
+
+def test_tasks_go_with_their_formats_and_labels():
+    with pytest.raises(PeftsmithError, match=r"data\.format seq2seq"):
+        good(task="seq2seq")
+    with pytest.raises(PeftsmithError, match=r"two different data\.labels"):
+        good(task="token_classification", data={"train": "t.jsonl", "format": "token_classification"})
+    assert good(task="sequence_classification").task_type == "SEQ_CLS"
+
+
+def test_the_published_schema_lists_every_method():
+    listed = plan.json_schema()["$defs"]["Method"]["properties"]["peft_type"]["enum"]
+    assert {"LORA", "VERA", "FULL"} <= set(listed)
+
+
 def test_a_plan_of_the_present_version_is_kept():
     assert (KEPT_PLANS / f"v{plan.SCHEMA_VERSION}.yaml").exists()
 
@@ -132,6 +192,9 @@ def test_field_names_include_nested_parts():
     names = plan.flatten_fields(plan.FineTunePlan)
     assert {"method.rank", "method.quantization.bits", "training.learning_rate"} <= set(names)
     assert set(plan.flatten(good())) <= set(names)
+    tuned = good(method={"config": {"use_dora": True, "rank_pattern": {"q_proj": 2}}})
+    flat = plan.flatten(tuned)
+    assert (flat["method.config.use_dora"], flat["method.config.rank_pattern"]) == (True, {"q_proj": 2})
 
 
 def test_operations_name_the_same_formats():

@@ -156,7 +156,7 @@ def summary(
     share = training["trainable_parameters"] / training["all_parameters"]
     lines = {
         "Fine-tuning summary": [
-            f"method: {planned.method.kind}, rank {planned.method.rank}, {planned.method.target_modules} layers",
+            f"method: {planned.method.peft_type}, rank {planned.method.rank}, {planned.method.target_modules} layers",
             f"trainable: {training['trainable_parameters']:,} of {training['all_parameters']:,} ({share:.2%})",
             f"time: training {trained['seconds']:.0f} s, the whole demo {seconds:.0f} s",
             f"peak memory: estimated {estimate_text(estimate)}, measured {measured:.2f} GiB",

@@ -7,44 +7,34 @@ Does not know: what was resolved from it (lock.py), or whether its values are wi
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
+from peftsmith.knowledge import methods
+from peftsmith.plan_method import Method, Part, ShortText, Text
+from peftsmith.plan_migrations import MIGRATIONS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PLAN_FILE = "plan.yaml"
 _LARGEST_PLAN = 1 << 20
-# Control characters, and the line separators that YAML would fold into a space.
-_PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]*")
-
-Text = Annotated[str, Field(max_length=20_000)]
-ShortText = Annotated[str, Field(min_length=1, max_length=500)]
-Task = Literal["chat", "classification"]
+Task = Literal[
+    "chat", "completion", "text", "continued_pretraining", "classification", "sequence_classification",
+    "token_classification", "question_answering", "seq2seq",
+]  # fmt: skip
 DataFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "classification",
     "token_classification", "seq2seq",
 ]  # fmt: skip
+_OPEN = ("method.config", "data.columns", "data.roles")  # mappings whose keys are not the plan's own names
 ServingTarget = Literal["transformers", "vllm", "sglang", "llama.cpp", "ollama"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _no_control_characters(cls, value: object) -> object:
-        if isinstance(value, str) and not _PLAIN.fullmatch(value):
-            raise ValueError("control characters and line separators are not allowed in a plan")
-        return value
-
-
-class Base(_Part):
+class Base(Part):
     """The base model: a hub id with the commit to use, or a local folder (then no revision)."""
 
     model: ShortText
@@ -58,7 +48,7 @@ class Base(_Part):
         return self
 
 
-class Data(_Part):
+class Data(Part):
     """Where the rows are (paths relative to the project) and how to read them."""
 
     train: ShortText
@@ -74,33 +64,7 @@ class Data(_Part):
     system_prompt: Text | None = None
 
 
-class Quantization(_Part):
-    """bitsandbytes quantisation of the frozen base (QLoRA)."""
-
-    bits: Literal[4, 8] = 4
-    type: Literal["nf4", "fp4"] = "nf4"
-    double: bool = True
-
-
-class Method(_Part):
-    """The adapter. `target_modules` is what PEFT's LoraConfig takes: a list of names, a regex, or "all-linear"."""
-
-    kind: Literal["lora", "qlora"] = "lora"
-    rank: Annotated[int, Field(ge=1, le=4096)] = 16
-    alpha: Annotated[int, Field(ge=1, le=65536)] = 32
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    rslora: bool = False
-    target_modules: Annotated[list[ShortText], Field(min_length=1, max_length=500)] | ShortText = "all-linear"
-    quantization: Quantization | None = None
-
-    @model_validator(mode="after")
-    def _qlora_means_quantised(self) -> Method:
-        if (self.kind == "qlora") != (self.quantization is not None):
-            raise ValueError("kind qlora needs method.quantization, and kind lora must not have it")
-        return self
-
-
-class Training(_Part):
+class Training(Part):
     """Lengths in tokens, batch sizes in rows, warmup as a share of all steps, the rest as TRL's SFTConfig names it.
 
     `loss_on`: the last answer, or every turn of the assistant's (which the chat template must mark). `chat_template`
@@ -128,30 +92,76 @@ class Training(_Part):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
 
 
-class FineTunePlan(_Part):
+class FineTunePlan(Part):
     """The whole of plan.yaml. The effective batch is batch_size x gradient_accumulation (one process)."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     task: Task
     base: Base
     data: Data
-    method: Method = Method()
+    method: Method = Field(default_factory=Method)
     training: Training = Training()
     serving: ServingTarget = "transformers"
     tracking: Literal["none", "tensorboard"] = "none"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _checkpointing_where_it_works(cls, document: Any) -> Any:
+        """Where the method cannot train with checkpointing, silence means false and not the general default."""
+        try:
+            known = methods.method(document["method"]["peft_type"])
+            training = document.get("training", {})
+        except (PeftsmithError, KeyError, TypeError, AttributeError):
+            return document
+        if known.checkpointing or not isinstance(training, dict) or "gradient_checkpointing" in training:
+            return document
+        return {**document, "training": {**training, "gradient_checkpointing": False}}
+
     @model_validator(mode="after")
     def _task_fits_data(self) -> FineTunePlan:
-        if (self.task == "classification") != (self.data.format == "classification"):
-            raise ValueError("task classification goes with data.format classification, and only with it")
-        if self.task == "classification" and len(set(self.data.labels)) < 2:
-            raise ValueError("task classification needs at least two different data.labels")
+        if self.data.format not in TASK_FORMATS[self.task]:
+            wanted = " or ".join(TASK_FORMATS[self.task])
+            raise ValueError(f"task {self.task} goes with data.format {wanted}, not {self.data.format}")
+        if self.task in LABELLED and len(set(self.data.labels)) < 2:
+            raise ValueError(f"task {self.task} needs at least two different data.labels")
+        rendered = self.task in ("chat", "classification")
+        if not rendered and (self.training.chat_template or self.training.loss_on != "completion"):
+            raise ValueError(f"training.chat_template and training.loss_on are for chats, not for task {self.task}")
+        if self.training.pad_token and self.task_type != "CAUSAL_LM":
+            raise ValueError(f"training.pad_token is for language models, not for task {self.task}")
         return self
 
+    @property
+    def task_type(self) -> str:
+        """PEFT's name of the task."""
+        return TASK_TYPES[self.task]
 
-# version -> function that turns a document of that version into one of the next
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+# The formats that the scripts of a task read (prepare_dataset writes the others so).
+TASK_FORMATS: Mapping[Task, tuple[DataFormat, ...]] = {
+    "chat": ("messages", "prompt_completion"),
+    "completion": ("prompt_completion",),
+    "text": ("text",),
+    "continued_pretraining": ("text",),
+    "classification": ("classification",),
+    "sequence_classification": ("classification",),
+    "token_classification": ("token_classification",),
+    "question_answering": ("seq2seq",),
+    "seq2seq": ("seq2seq",),
+}
+LABELLED: tuple[Task, ...] = ("classification", "sequence_classification", "token_classification")
+TASK_TYPES: Mapping[Task, str] = {
+    "chat": "CAUSAL_LM",
+    "completion": "CAUSAL_LM",
+    "text": "CAUSAL_LM",
+    "continued_pretraining": "CAUSAL_LM",
+    "classification": "CAUSAL_LM",
+    "sequence_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "question_answering": "SEQ_2_SEQ_LM",
+    "seq2seq": "SEQ_2_SEQ_LM",
+}
 
 
 def load(path: Path) -> FineTunePlan:
@@ -233,15 +243,18 @@ def edit(text: str, changes: Mapping[str, Any]) -> str:
 
 def json_schema() -> dict[str, Any]:
     """The published JSON Schema of plan.yaml."""
-    return FineTunePlan.model_json_schema()
+    schema = FineTunePlan.model_json_schema()
+    known: dict[str, Any] = schema["$defs"]["Method"]["properties"]["peft_type"]
+    known["enum"] = [*methods.names(), methods.FULL]
+    return schema
 
 
 def flatten(plan: FineTunePlan) -> dict[str, Any]:
-    """The plan as dotted fields to plain values."""
+    """The plan as dotted fields to plain values; a field of PEFT's config is one value, whatever is in it."""
     flat: dict[str, Any] = {}
 
     def walk(value: Any, prefix: str) -> None:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value and not prefix.startswith(tuple(f"{each}." for each in _OPEN)):
             for key, item in value.items():
                 walk(item, f"{prefix}.{key}" if prefix else key)
         else:

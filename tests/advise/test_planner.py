@@ -66,10 +66,10 @@ def test_little_memory_means_qlora_and_too_little_an_error(tmp_path, tiny_model,
     body = anatomy.inspect(str(tiny_model))
     facts = recommend.Rows(count=500, longest=512, loss_tokens=1000)
     roomy = recommend.recommend(body, facts, recommend.Device("cuda", 80.0, (9, 0)))
-    assert (roomy.method["kind"], roomy.training["precision"]) == ("lora", "bf16")
+    assert (roomy.method["quantization"], roomy.training["precision"]) == (None, "bf16")
     none = recommend.recommend(body, facts, recommend.Device("cuda", 0.001, (7, 5)))
     assert [each.id for each in none.findings] == ["advise.memory.does_not_fit"]
-    assert none.method["kind"] == "qlora"
+    assert none.method["quantization"]["bits"] == 4
     assert none.training["precision"] == "fp16"
 
 
@@ -138,7 +138,10 @@ PLAN_MISTAKES = [
     ({"method": {"rank": 2, "alpha": 64}}, "plan.alpha.scale_extreme"),
     ({"method": {"target_modules": ["query_key_value"]}}, "model.targets.no_match"),
     ({"method": {"target_modules": ["q_proj", "W_pack"]}}, "model.targets.unmatched"),
-    ({"method": {"rslora": True}, "serving": "sglang"}, "plan.scale.lost_at_serving"),
+    ({"method": {"config": {"use_rslora": True}}, "serving": "sglang"}, "plan.scale.lost_at_serving"),
+    ({"method": {"config": {"init_lora_weights": "pissa"}}, "serving": "vllm"}, "plan.method.unserved"),
+    ({"method": {"peft_type": "LOKR"}, "serving": "ollama"}, "plan.method.unserved"),
+    ({"method": {"peft_type": "POLY"}}, "plan.method.unsupported"),
     ({"method": {"rank": 1024}, "serving": "vllm"}, "plan.rank.above_server"),
     ({"base": {"model": "a/b", "revision": "a" * 40, "trust_remote_code": True}}, "plan.remote_code.allowed"),
     ({}, "advise.test.missing"),
@@ -155,7 +158,7 @@ def test_a_quantised_base_is_not_quantised_again(tmp_path):
     body = anatomy.inspect(
         str(write_tiny_model(tmp_path / "q", quantization_config={"quant_method": "gptq", "bits": 4}))
     )
-    wanted = good(method={"kind": "qlora", "quantization": {"bits": 4}})
+    wanted = good(method={"quantization": {"bits": 4}})
     assert "plan.quantization.doubled" in {each.id for each in rules.check(wanted, body)}
 
 

@@ -59,7 +59,7 @@ def test_from_rows_to_a_merged_model(claude, tmp_path, tiny_model, training_pyth
 
         shown = yield call("plan_finetune", project="tickets", model="model", data="train.jsonl", test="test.jsonl")
         assert _errors(shown[0].json()) == [], shown[0].text
-        assert shown[0].json()["plan"]["method"]["kind"] == "lora"
+        assert shown[0].json()["plan"]["method"]["peft_type"] == "LORA"
 
         shown = yield call("generate_project", project="tickets")
         assert "train.py" in {entry["path"] for entry in shown[0].json()["written"]}

@@ -17,7 +17,7 @@ from peftsmith.finding import catalogue
 from peftsmith.run import store
 
 PLAN = {
-    "schema_version": 1,
+    "schema_version": plan.SCHEMA_VERSION,
     "name": "x",
     "task": "chat",
     "base": {"model": "owner/model"},

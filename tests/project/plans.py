@@ -20,7 +20,7 @@ TEXTS = {
 def make(task: str = "classification", **changes: Any) -> plan.FineTunePlan:
     """A valid plan; `changes` are dotted fields with __ in place of the dot."""
     document: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": plan.SCHEMA_VERSION,
         "name": "tickets",
         "task": task,
         "base": {"model": "owner/model", "revision": COMMIT},
@@ -31,7 +31,7 @@ def make(task: str = "classification", **changes: Any) -> plan.FineTunePlan:
             "labels": LABELS if task == "classification" else [],
             "system_prompt": "Route the ticket to one queue." if task == "classification" else None,
         },
-        "method": {"kind": "lora", "rank": 4, "alpha": 8},
+        "method": {"rank": 4, "alpha": 8},
         "training": {
             "max_length": 256,
             "batch_size": 2,

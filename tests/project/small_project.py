@@ -35,7 +35,7 @@ def make_project(folder: Path, model: Path, **changes: dict[str, Any]) -> Path:
     write_rows(folder / "data" / "train.jsonl", rows(24))
     write_rows(folder / "data" / "test.jsonl", rows(6))
     document: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": plan.SCHEMA_VERSION,
         "name": "small",
         "task": "classification",
         "base": {"model": str(model)},

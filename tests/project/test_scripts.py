@@ -18,7 +18,7 @@ NF4 = {"bits": 4, "type": "nf4", "double": True}
 CASES = {
     "classification": ("classification", {}),
     "chat": ("chat", {"data__eval": "data/eval.jsonl", "training__group_by_length": False}),
-    "qlora": ("chat", {"method__kind": "qlora", "method__quantization": NF4, "data__format": "prompt_completion"}),
+    "qlora": ("chat", {"method__quantization": NF4, "data__format": "prompt_completion"}),
 }
 # Runs in the project's folder under the training environment. What the shared prefix and batches save must not change
 # what comes out: every row alone and whole is the reference.

@@ -154,7 +154,7 @@ def test_four_bit_training_is_proven_without_a_gpu(environment, tmp_path, tiny_m
     project = make_project(
         tmp_path / "project",
         tiny_model,
-        method={"kind": "qlora", "quantization": {"bits": 4}, "rslora": True},
+        method={"quantization": {"bits": 4}, "config": {"use_rslora": True}},
         training={"precision": "bf16", "optimizer": "paged_adamw_8bit", "gradient_accumulation": 2},
     )
     verdict = twin.run_twin(project, environment)

@@ -350,9 +350,15 @@ def test_generated_projects_fit_the_installed_libraries(training_python, tmp_pat
     quantized = {"bits": 4, "type": "nf4", "double": True}
     variants = [
         make(),
-        make("chat", data__eval="data/eval.jsonl", method__kind="qlora", method__quantization=quantized),
-        make(base__trust_remote_code=True, method__kind="qlora", method__quantization={**quantized, "bits": 8}),
-        make("chat", method__rslora=True, training__precision="fp16", base__revision=None, base__model="/local"),
+        make("chat", data__eval="data/eval.jsonl", method__quantization=quantized),
+        make(base__trust_remote_code=True, method__quantization={**quantized, "bits": 8}),
+        make(
+            "chat",
+            method__config={"use_rslora": True},
+            training__precision="fp16",
+            base__revision=None,
+            base__model="/local",
+        ),
     ]
     environment = _Environment("installed", interpreter=training_python)
     for number, wanted in enumerate(variants):

@@ -58,7 +58,7 @@ def make_project(folder: Path, base: Path) -> tuple[Path, str]:
     text = plan.dump(
         plan.validate(
             {
-                "schema_version": 1,
+                "schema_version": plan.SCHEMA_VERSION,
                 "name": "fake",
                 "task": "chat",
                 "base": {"model": str(base)},

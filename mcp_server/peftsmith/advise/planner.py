@@ -236,6 +236,7 @@ def _base(body: Anatomy) -> dict[str, Any]:
         "folder": str(body.folder) if body.folder else None,
         "config_sha256": files.sha256_file(body.folder / "config.json") if body.folder else None,
         "parameters": body.parameters,
+        "model_type": body.model_type,
         "licence": body.licence,
     }
 

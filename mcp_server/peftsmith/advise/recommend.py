@@ -82,11 +82,13 @@ def recommend(anatomy: Anatomy, rows: Rows, device: Device, *, method: Kind | No
         f"{estimate.device.high / GIB:.2f} GiB at most against {device.memory_gib:.1f} GiB on this {device.kind} device"
     )
     reasons = {
-        "method.kind": why(request.method, "method.memory", f"Estimated {fits}."),
+        ("method.quantization.bits" if quantization else "method.quantization"): why(
+            4 if quantization else None, "method.memory", f"Estimated {fits}."
+        ),
         "method.rank": why(rank, "rank.capacity", rank_reason),
         "method.alpha": why(ALPHA, "alpha.fixed", f"Effective scale {ALPHA / rank:g}."),
         "method.dropout": why(0.0, "dropout.none", "No sign of overfitting has been seen yet."),
-        "method.rslora": why(False, "serving.portable", "Keeps the adapter loadable by every server."),
+        "method.config": why({}, "serving.portable", "Keeps the adapter loadable by every server."),
         "method.target_modules": why(modules, "targets.all_linear", f"All linear layers of a {anatomy.model_type}."),
         "training.max_length": why(
             max_length, "max_length.data", f"The longest row has {rows.longest or 'unknown'} tokens."
@@ -104,11 +106,11 @@ def recommend(anatomy: Anatomy, rows: Rows, device: Device, *, method: Kind | No
     }
     return Recommendation(
         method={
-            "kind": request.method,
+            "peft_type": "LORA",
             "rank": rank,
             "alpha": ALPHA,
             "dropout": 0.0,
-            "rslora": False,
+            "config": {},
             "target_modules": modules,
             "quantization": quantization,
         },

@@ -18,7 +18,7 @@ from typing import Literal
 from peftsmith import files, lock, plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
-from peftsmith.project import render
+from peftsmith.project import fitness, render
 from peftsmith.secrets import redact
 
 Action = Literal["written", "unchanged", "kept"]
@@ -37,12 +37,17 @@ def generate(project: Path) -> Written:
     """Write the files that plan.yaml and plan.lock.json describe and note their hashes in the lock.
 
     A file that differs from what was generated last is kept, and the finding `project.file.edited` shows how it
-    differs from what it would be now. If anything changes, the last check's digest is void. Raises PeftsmithError
-    for a plan that cannot be rendered, a full disk, or a folder in a file's place; then every file is as before.
+    differs from what it would be now. A method, task, base and quantisation that do not go together are refused: then
+    no file is written, and findings say why. If anything changes, the last check's digest is void. Raises
+    PeftsmithError for a plan that cannot be rendered, a full disk, or a folder in a file's place; then every file is
+    as before.
     """
     plan_text = files.read_text(project / plan.PLAN_FILE)
     wanted_plan = plan.parse(plan_text)
     before = lock.load(project)
+    refused = fitness.judge(wanted_plan, fitness.base_config(before))
+    if any(each.severity == "error" for each in refused):
+        return Written([], refused)
     rendered = render.render(wanted_plan, before)
     actions = {name: _action(project / name, text, before.files.get(name)) for name, text in rendered.items()}
     after = before.model_copy(
@@ -63,7 +68,7 @@ def generate(project: Path) -> Written:
     ]
     if "evaluate.py" not in rendered:
         findings.append(finding("project.evaluate.no_rows"))
-    findings += _stale(wanted_plan, before)
+    findings += [*refused, *_stale(wanted_plan, before)]
     listed = [{"path": name, "action": str(action)} for name, action in sorted(actions.items())]
     return Written(listed, findings)
 

@@ -18,6 +18,8 @@ LINE = 88  # ruff format's default width
 _INDENT = "    "
 _PIECE = 60  # characters of a long string on one line, before escapes
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_OWN_TEXT = re.compile(r'[A-Za-z0-9 "-]*')
 _DEEPEST = 8
 
 
@@ -59,6 +61,34 @@ def name(value: Any) -> Safe:
             "This is not a plan's name", value=value, next_step="Use lower-case letters, digits and -."
         )
     return Safe(value)
+
+
+def word(value: Any) -> Safe:
+    """A dotted Python name."""
+    if not isinstance(value, str) or not _WORD.fullmatch(value):
+        raise PeftsmithError("This is not a Python name", value=value, next_step="Report it: no plan should do this.")
+    return Safe(value)
+
+
+def plain(value: Any) -> Safe:
+    """Text of this program's own: letters, digits and a few signs."""
+    if not isinstance(value, str) or not _OWN_TEXT.fullmatch(value):
+        raise PeftsmithError("This is not text of the templates", value=value, next_step="Report it.")
+    return Safe(value)
+
+
+def imports(names: Any, module: str) -> Safe:
+    """`from module import ...` as ruff sorts and lays it out; None among the names counts for nothing."""
+    chosen = sorted({str(word(each)) for each in names if each is not None}, key=_import_order)
+    line = f"from {word(module)} import {', '.join(chosen)}"
+    if len(line) <= LINE:
+        return Safe(line)
+    return Safe(f"from {word(module)} import (\n" + "".join(f"{_INDENT}{each},\n" for each in chosen) + ")")
+
+
+def _import_order(name: str) -> tuple[int, str]:
+    kind = 0 if name.isupper() and len(name) > 1 else 1 if name[0].isupper() else 2
+    return kind, name.lower()
 
 
 def _flat(value: Any, depth: int) -> str:

@@ -16,19 +16,49 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from peftsmith import assets, files
 from peftsmith.errors import PeftsmithError
+from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
-from peftsmith.plan import FineTunePlan
-from peftsmith.project import literal, requirements
+from peftsmith.plan import LABELLED, Data, FineTunePlan
+from peftsmith.plan_method import Method
+from peftsmith.project import literal, requirements, settings
 
 _PLAIN_FILES = {
-    "infer.py": "infer.py.j2",
-    "merge.py": "merge.py.j2",
     "progress.py": "progress.py.j2",
-    "train.py": "train.py.j2",
     ".env.example": "env.example.j2",
     ".gitignore": "gitignore.j2",
     "README.md": "README.md.j2",
 }
+# task -> which scripts it has
+KINDS = {
+    "chat": "language",
+    "completion": "language",
+    "text": "language",
+    "continued_pretraining": "language",
+    "classification": "language",
+    "sequence_classification": "classifier",
+    "token_classification": "classifier",
+    "question_answering": "seq2seq",
+    "seq2seq": "seq2seq",
+}
+TITLES = {
+    "chat": "chat",
+    "completion": "completing text",
+    "text": "text of a domain",
+    "continued_pretraining": "continued pre-training",
+    "classification": "text classification by generation",
+    "sequence_classification": "text classification",
+    "token_classification": "tagging words",
+    "question_answering": "answering questions",
+    "seq2seq": "writing one text from another",
+}
+MODEL_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+# The columns of a format that data.columns can rename.
+ROW_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
 _READERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+){1,3}([a-z0-9.+]*)?")
 _BLANK_LINES = re.compile(r"\n{4,}")
@@ -37,14 +67,18 @@ _BLANK_LINES = re.compile(r"\n{4,}")
 def render(plan: FineTunePlan, lock: Lock) -> dict[str, str]:
     """Relative path -> text for each file of the project; the same plan and lock always give the same text.
 
-    There is an evaluate.py only where the plan names test or eval rows. Raises PeftsmithError for a plan whose values
+    There is an evaluate.py only where the plan names test or eval rows, and a merge.py only where the method merges.
+    Raises PeftsmithError for a plan whose values
     cannot be written down safely, or whose data files have no reader.
     """
     facts = _facts(plan, lock)
     environment = _environment()
-    templates = dict(_PLAIN_FILES)
+    kind = KINDS[plan.task]
+    templates = {**_PLAIN_FILES, "train.py": f"train_{kind}.py.j2", "infer.py": f"infer_{kind}.py.j2"}
     if facts["has_test"]:
-        templates["evaluate.py"] = f"evaluate_{plan.task}.py.j2"
+        templates["evaluate.py"] = f"evaluate_{'classification' if plan.task == 'classification' else kind}.py.j2"
+    if facts["merges"]:
+        templates["merge.py"] = "merge.py.j2"
     rendered = {name: environment.get_template(template).render(facts) for name, template in sorted(templates.items())}
     rendered["requirements.txt"] = requirements.for_plan(plan)
     return {name: _BLANK_LINES.sub("\n\n\n", text) for name, text in sorted(rendered.items())}
@@ -61,20 +95,119 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
             value=named,
             next_step="Use one kind for all of them: prepare_dataset writes them all as JSON lines.",
         )
-    targets = plan.method.target_modules
+    _refuse_unread(data)
     return {
         "plan": plan.model_dump(mode="json"),
         "base_model": plan.base.model,
         "base_revision": plan.base.revision or lock.base.get("commit"),
         "hub": not lock.base.get("folder") or bool(lock.base.get("commit")),
-        "classification": plan.task == "classification",
-        "quantization": plan.method.quantization.model_dump() if plan.method.quantization else None,
         "reader": readers.pop(),
         "has_test": bool(data.test or data.eval),
-        "targets": targets if isinstance(targets, str) else ", ".join(targets),
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
         "torch_version": requirements.torch_version(),
+        **_task_facts(plan),
+        **_method_facts(plan.method),
     }
+
+
+# Options of LoRA that leave the number of trained parameters as rank and targets imply it.
+_COUNTED = {"use_rslora", "init_lora_weights", "fan_in_fan_out", "alpha_pattern"}
+
+
+def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
+    """What the twin must know of the scripts that render() writes (worker/jobs/twin.py)."""
+    method = plan.method
+    facts = {**_task_facts(plan), **_method_facts(method)}
+    counted = method.peft_type == "LORA" and bool(method.rank and method.target_modules)
+    return {
+        "model_class": facts["model_class"],
+        "task_type": plan.task_type,
+        "labels": plan.data.labels if facts["labelled_head"] else [],
+        "result": facts["result"],
+        "plain_lora": counted and not facts["eva"] and set(method.config) <= _COUNTED,
+        "merges": facts["merges"],
+        "resumes": facts["resumes"],
+        "head": 16 if method.full else methods.twin_head(methods.method(method.peft_type), method.options()),
+    }
+
+
+def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
+    kind = KINDS[plan.task]
+    named = ROW_COLUMNS.get(plan.data.format, ())
+    return {
+        "kind": kind,
+        "task_title": TITLES[plan.task],
+        "asked": '--text "Hello"' if kind == "classifier" else '--prompt "Hello"',
+        "label_count": len(plan.data.labels),
+        "task_type": plan.task_type,
+        "model_class": MODEL_CLASSES[plan.task_type],
+        "language": kind == "language",
+        "chat": plan.task in ("chat", "classification"),
+        "classification": plan.task == "classification",
+        "labelled": plan.task in LABELLED,
+        "labelled_head": kind == "classifier",
+        "column": {name: f"{name.upper()}_COLUMN" for name in named},
+        "column_settings": [
+            {"setting": f"{name.upper()}_COLUMN", "value": plan.data.columns.get(name, name)} for name in named
+        ],
+    }
+
+
+def _method_facts(method: Method) -> dict[str, Any]:
+    """What a script must know of the method; an option is {field of PEFT's config, setting, value}."""
+    quantization = method.quantization.model_dump() if method.quantization else None
+    targets = method.target_modules
+    facts: dict[str, Any] = {
+        "quantization": quantization,
+        "full": method.full,
+        "lora": method.peft_type == "LORA",
+        "method_name": method.peft_type,
+        "method_title": _title(method),
+        "result": "model" if method.full else "adapter",
+        "train_dtype": "torch.float32" if method.full else "DTYPE",
+        "eva": method.config.get("init_lora_weights") == "eva",
+        "targets": targets if isinstance(targets, str) or targets is None else ", ".join(targets),
+        "options": [],
+        "config_class": None,
+        "merges": False,
+        "resumes": True,
+        "prompt_learning": False,
+        "own_forward": False,
+    }
+    if method.full:
+        return facts
+    known = methods.method(method.peft_type)
+    plain = {known.names[name]: name.upper() for name in method.first_class()}
+    return facts | {
+        "config_class": known.config,
+        "merges": methods.merges(known, method.config),
+        "resumes": methods.resumes(known, method.config),
+        "prompt_learning": known.prompt_learning,
+        "own_forward": known.own_forward,
+        "options": [
+            {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
+            for field, value in method.options().items()
+        ],
+    }
+
+
+def _title(method: Method) -> str:
+    titles = {"LORA": "QLoRA" if method.quantization else "LoRA", methods.FULL: "Full"}
+    return titles.get(method.peft_type, method.peft_type)
+
+
+def _refuse_unread(data: Data) -> None:
+    """Rows must be as the scripts read them: plain columns, roles and labels by their usual names."""
+    read = ROW_COLUMNS.get(data.format, ())
+    odd = [name for name, column in data.columns.items() if name not in read or "." in column]
+    odd += ["roles"] if data.roles else []
+    odd += ["label_names"] if data.label_names else []
+    if odd:
+        raise PeftsmithError(
+            f"The scripts do not read rows by data.{'columns.' if odd[0] in data.columns else ''}{odd[0]}",
+            value=odd,
+            next_step="Run prepare_dataset: it writes the rows with the usual names; then leave these fields out.",
+        )
 
 
 def _reader(name: str) -> str:
@@ -111,6 +244,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
         "setting": literal.setting,
         "inert": literal.inert,
         "name": literal.name,
+        "word": literal.word,
+        "plain": literal.plain,
+        "imports": literal.imports,
         "version": _version,
     }
     environment.globals = {}

@@ -9,17 +9,19 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from peftsmith import files, lock
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
+from peftsmith.knowledge import methods
 from peftsmith.plan import FineTunePlan
 from peftsmith.project import literal
 
-# setting -> the plan's dotted field
-FIELDS: dict[str, str] = {
+# setting -> the plan's dotted field; fields of PEFT's config follow below
+_FIXED: dict[str, str] = {
     "BASE_MODEL": "base.model",
     "BASE_REVISION": "base.revision",
     "TRUST_REMOTE_CODE": "base.trust_remote_code",
@@ -30,10 +32,13 @@ FIELDS: dict[str, str] = {
     "LABEL_COLUMN": "data.label_column",
     "LABELS": "data.labels",
     "SYSTEM_PROMPT": "data.system_prompt",
+    "TOKENS_COLUMN": "data.columns.tokens",
+    "TAGS_COLUMN": "data.columns.tags",
+    "SOURCE_COLUMN": "data.columns.source",
+    "TARGET_COLUMN": "data.columns.target",
     "RANK": "method.rank",
     "ALPHA": "method.alpha",
     "DROPOUT": "method.dropout",
-    "USE_RSLORA": "method.rslora",
     "TARGET_MODULES": "method.target_modules",
     "QUANTIZATION_TYPE": "method.quantization.type",
     "DOUBLE_QUANTIZATION": "method.quantization.double",
@@ -55,6 +60,21 @@ FIELDS: dict[str, str] = {
     "SAVE_STEPS": "training.save_steps",
     "SEED": "training.seed",
 }
+# Names that a field of PEFT's config would take from one of these, or from the scripts' own constants.
+_TAKEN = frozenset({"FOLDER", "DTYPE", "DEVICE"})
+
+
+@cache
+def fields() -> dict[str, str]:
+    """Every setting that a script can have, with the plan's dotted field."""
+    options = {field for name in methods.names() for field in methods.method(name).fields}
+    return {setting_of(field): f"method.config.{field}" for field in sorted(options)} | _FIXED
+
+
+def setting_of(field: str) -> str:
+    """The setting that carries a field of PEFT's config."""
+    name = field.upper()
+    return f"PEFT_{name}" if name in _FIXED or name in _TAKEN else name
 
 
 def read(script_text: str) -> dict[str, Any]:
@@ -117,9 +137,9 @@ def drift(project: Path, plan: FineTunePlan) -> list[Finding]:
             findings.append(
                 finding(
                     "plan.drift",
-                    f"{file} and plan.yaml disagree on {', '.join(FIELDS[name] for name in differing)}",
+                    f"{file} and plan.yaml disagree on {', '.join(fields()[name] for name in differing)}",
                     file=file,
-                    to_plan={FIELDS[name]: found[name] for name in differing},
+                    to_plan={fields()[name]: found[name] for name in differing},
                     to_script={name: value for name, value in differing.items()},
                 )
             )
@@ -147,7 +167,7 @@ def _assignments(script_text: str) -> dict[str, ast.Assign | ast.AnnAssign]:
             target = node.targets[0]
         elif isinstance(node, ast.AnnAssign) and node.value is not None:
             target = node.target
-        if isinstance(target, ast.Name) and target.id in FIELDS and isinstance(node, (ast.Assign, ast.AnnAssign)):
+        if isinstance(target, ast.Name) and target.id in fields() and isinstance(node, (ast.Assign, ast.AnnAssign)):
             found[target.id] = node
     return found
 

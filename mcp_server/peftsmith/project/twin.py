@@ -18,6 +18,7 @@ from peftsmith import __version__, files, lock, plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.model import source
+from peftsmith.project import render
 from peftsmith.worker import client, skeleton
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def run_twin(project: Path, environment: Environment) -> Twin:
                 "config": opened.config,
                 "tokenizer": str(tokenizer),
                 "plan": wanted.model_dump(mode="json"),
+                "scripts": render.proof_facts(wanted),
                 "seed": _SEED,
             },
             timeout=TIMEOUT_SECONDS,

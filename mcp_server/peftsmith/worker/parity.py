@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from typing import Any
 # once: 2^-8 relative in bfloat16, against an effect of the size of the weights themselves.
 RELOAD_TOLERANCE = 1e-3
 MERGE_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+_SHARE = 0.1  # of a number's own size, where that is larger
 _LOUD = 0.02  # root mean square of an amplified adapter's weight change: as large as the twin's own weights
 
 
@@ -27,24 +29,46 @@ def probe_ids(vocab: int) -> Any:
 
 
 def logits(model: Any, ids: Any) -> Any:
-    """Float32 logits of a model in evaluation mode without gradients; shape (rows, length, vocabulary)."""
+    """Float32 logits of a model in evaluation mode without gradients; (rows, length, vocabulary), or (rows, labels).
+
+    An encoder-decoder gets the same tokens to read and to write.
+    """
     import torch
 
     model.eval()
+    extra = {"labels": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra).logits.float()
+
+
+def vocabulary(model: Any) -> int:
+    """How many tokens the model's embedding has."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def difference(left: Any, right: Any) -> float:
+    """The largest difference; of two lengths (virtual tokens have logits as well) the last positions count."""
+    if left.dim() == 3 and left.shape[1] != right.shape[1]:
+        common = min(left.shape[1], right.shape[1])
+        left, right = left[:, -common:], right[:, -common:]
     return float((left - right).abs().max())
 
 
-def load_base(folder: Path, dtype: Any, quantization: Any = None) -> Any:
-    """A fresh base from `folder`, its weights rounded to `dtype` (and quantised), then computed in float32."""
-    import transformers
+@dataclass(frozen=True)
+class Loader:
+    """How the scripts load a model: the Auto class, and the labels of its head (empty where it has none)."""
 
-    options = {} if quantization is None else {"quantization_config": quantization}
-    return in_float32(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options))
+    model_class: str = "AutoModelForCausalLM"
+    labels: tuple[str, ...] = ()
+
+    def load(self, folder: Path, dtype: Any, quantization: Any = None) -> Any:
+        """A fresh model from `folder`, its weights rounded to `dtype` (and quantised), then computed in float32."""
+        import transformers
+
+        options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
+        if self.labels:
+            options |= {"num_labels": len(self.labels)}
+        return in_float32(getattr(transformers, self.model_class).from_pretrained(folder, dtype=dtype, **options))
 
 
 def in_float32(model: Any) -> Any:
@@ -70,41 +94,63 @@ def load_adapter(base: Any, adapter: Path) -> Any:
 
 
 def amplify(adapter: Path, target: Path, *, seed: int) -> None:
-    """Copy a LoRA adapter with seeded noise for lora_B, so large that merging it wrongly cannot pass unnoticed.
+    """Copy an adapter with seeded noise in it, so large that merging it wrongly cannot pass unnoticed.
 
-    After two steps the true lora_B is so small that a bfloat16 merge may round all of it away.
+    After two steps a true adapter is so small that a bfloat16 merge may round all of it away. LoRA's noise goes into
+    lora_B and is as large as the weights; every other method gets noise in all of its numbers.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(adapter, target)
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-    scale = config["lora_alpha"] / root
     tensors = load_file(adapter / "adapter_model.safetensors")
     draw = torch.Generator().manual_seed(seed)
-    for name in [each for each in tensors if "lora_B" in each]:
-        noise = torch.randn(tensors[name].shape, generator=draw)
-        change = scale * noise @ tensors[name.replace("lora_B", "lora_A")].float()
-        noise *= _LOUD / float(change.pow(2).mean().sqrt().clamp_min(1e-12))
-        tensors[name] = noise.to(tensors[name].dtype).contiguous()
+    if config["peft_type"] == "LORA" and any("lora_B" in name for name in tensors):
+        _louder_lora(tensors, config, draw)
+    else:
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and tensor.numel():
+                size = max(_LOUD, _SHARE * float(tensor.float().pow(2).mean().sqrt()))
+                noise = size * torch.randn(tensor.shape, generator=draw)
+                tensors[name] = (tensor.float() + noise).to(tensor.dtype).contiguous()
     save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def implied_trainable(base: Any, targets: list[str] | str, rank: int) -> tuple[int, list[str]]:
-    """(LoRA parameters that `targets` at `rank` mean on this base, names in `targets` that match nothing).
+def _louder_lora(tensors: dict[str, Any], config: dict[str, Any], draw: Any) -> None:
+    import torch
 
-    Counted from the base's own linear layers, independently of PEFT: rank x (inputs + outputs) each.
+    root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+    scale = config["lora_alpha"] / root
+    for name in [each for each in tensors if "lora_B" in each and each.replace("lora_B", "lora_A") in tensors]:
+        noise = torch.randn(tensors[name].shape, generator=draw)
+        other = tensors[name.replace("lora_B", "lora_A")].float()
+        change = scale * noise @ other if noise.dim() == other.dim() == 2 else scale * noise
+        noise *= _LOUD / float(change.pow(2).mean().sqrt().clamp_min(1e-12))
+        tensors[name] = noise.to(tensors[name].dtype).contiguous()
+
+
+def implied_trainable(
+    base: Any, targets: list[str] | str, rank: int, saved: tuple[str, ...] = ()
+) -> tuple[int, list[str]]:
+    """(Parameters that LoRA on `targets` at `rank` trains on this base, names in `targets` that match nothing).
+
+    Counted from the base's own linear layers, independently of PEFT: rank x (inputs + outputs) each. Modules whose name
+    ends with one of `saved` are trained whole instead.
     """
     import re
 
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     output = base.get_output_embeddings()
+    whole = {name: module for name, module in base.named_modules() if name.split(".")[-1] in saved}
     linear = {
         name: module
         for name, module in base.named_modules()
-        if isinstance(module, torch.nn.Linear) and not (targets == "all-linear" and module is output)
+        if isinstance(module, (torch.nn.Linear, Conv1D))
+        and not any(name == each or name.startswith(f"{each}.") for each in whole)
+        and not (targets == "all-linear" and module is output)
     }
     if isinstance(targets, str):
         chosen = set(linear) if targets == "all-linear" else {name for name in linear if re.fullmatch(targets, name)}
@@ -113,4 +159,5 @@ def implied_trainable(base: Any, targets: list[str] | str, rank: int) -> tuple[i
         hits = {target: {n for n in linear if n == target or n.endswith(f".{target}")} for target in targets}
         chosen = set().union(*hits.values())
         unmatched = [target for target, names in hits.items() if not names]
-    return sum(rank * (linear[name].in_features + linear[name].out_features) for name in chosen), unmatched
+    adapted = sum(rank * sum(linear[name].weight.shape) for name in chosen)
+    return adapted + sum(p.numel() for module in whole.values() for p in module.parameters()), unmatched

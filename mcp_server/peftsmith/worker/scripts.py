@@ -74,15 +74,25 @@ def listing(project: Path) -> dict[str, tuple[int, int]]:
     return {str(path.relative_to(project)): _mark(path) for path in _walk(project)}
 
 
+class Steps(list[float]):
+    """The losses, and under `before` the values that trainable parameters had before the first of them."""
+
+    before: dict[str, Any]
+
+
 @contextmanager
-def counted_steps() -> Iterator[list[float]]:
+def counted_steps() -> Iterator[Steps]:
     """The loss of every forward and backward pass that any trainer makes meanwhile, in order."""
     import transformers
 
-    losses: list[float] = []
+    losses = Steps()
+    losses.before = {}
     original = transformers.Trainer.training_step
 
     def training_step(self: Any, *positional: Any, **named: Any) -> Any:
+        if not losses.before:
+            trained = ((name, each) for name, each in self.model.named_parameters() if each.requires_grad)
+            losses.before = {name: each.detach().clone() for name, each in trained}
         loss = original(self, *positional, **named)
         losses.append(float(loss))
         return loss

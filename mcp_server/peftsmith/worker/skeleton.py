@@ -29,9 +29,19 @@ TOKENIZER_FILES = (
 )
 
 
-def build(config: dict[str, Any], tokenizer: Path, folder: Path, *, seed: int) -> dict[str, Any]:
+def build(
+    config: dict[str, Any],
+    tokenizer: Path,
+    folder: Path,
+    *,
+    seed: int,
+    model_class: str = "AutoModelForCausalLM",
+    head: int = HEAD,
+) -> dict[str, Any]:
     """Write a loadable twin of the model that `config` (config.json as a dict) describes into `folder`.
 
+    `model_class` is the Auto class that the scripts load it with; a base for classification gets no head, since the
+    real one has none that fits. `head` is the dimension of an attention head; every width is a multiple of it.
     Tokenizer, chat template and generation settings are the real ones, byte for byte. Returns what was built:
     architecture, parameters, layers, hidden, intermediate, heads, kv_heads, vocab, dtype, and `changed` (what could
     not stay as it is). Raises what transformers raises for a configuration that it does not know.
@@ -47,10 +57,11 @@ def build(config: dict[str, Any], tokenizer: Path, folder: Path, *, seed: int) -
             changed.append(reason)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     loaded = transformers.AutoConfig.from_pretrained(folder)
-    cut_down(loaded)
+    cut_down(loaded, head)
     transformers.set_seed(seed)
     dtype = loaded.dtype if isinstance(loaded.dtype, torch.dtype) else torch.float32
-    model = transformers.AutoModelForCausalLM.from_config(loaded, dtype=dtype)
+    headless = model_class in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
+    model = getattr(transformers, "AutoModel" if headless else model_class).from_config(loaded, dtype=dtype)
     model.save_pretrained(folder)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
@@ -59,10 +70,10 @@ def build(config: dict[str, Any], tokenizer: Path, folder: Path, *, seed: int) -
     return {
         "architecture": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "layers": text.num_hidden_layers,
-        "hidden": text.hidden_size,
-        "intermediate": getattr(text, "intermediate_size", None),
-        "heads": text.num_attention_heads,
+        "layers": _first(text, "num_hidden_layers", "encoder_layers"),
+        "hidden": _first(text, "hidden_size", "d_model"),
+        "intermediate": _first(text, "intermediate_size", "d_ff", "encoder_ffn_dim"),
+        "heads": _first(text, "num_attention_heads", "num_heads"),
         "kv_heads": getattr(text, "num_key_value_heads", None),
         "vocab": text.vocab_size,
         "tied_embeddings": bool(loaded.tie_word_embeddings),
@@ -71,39 +82,86 @@ def build(config: dict[str, Any], tokenizer: Path, folder: Path, *, seed: int) -
     }
 
 
-def cut_down(config: Any) -> None:
+def cut_down(config: Any, head: int = HEAD) -> None:
     """Shrink a transformers configuration in place; the vocabulary and everything that is not a size stays."""
     text = config.get_text_config()
-    old_layers = text.num_hidden_layers
+    hidden = _heads(text, head)
+    _set(text, 2 * hidden + head, "intermediate_size", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim")
+    _set(text, head // 2, "rotary_dim")
+    _set(text, head, "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "d_kv")
+    _set(text, 2 * head, "qk_head_dim")
+    _set(text, EXPERTS, "num_local_experts", "num_experts", "n_routed_experts")
+    _set(text, EXPERTS_PER_TOKEN, "num_experts_per_tok")
+    _set(
+        text,
+        max(EXPERT_INTERMEDIATE, 3 * head if head > HEAD else 0),
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+    )
+    if getattr(text, "topk_group", None):
+        text.n_group = text.topk_group = 1
+    _state_space(text, hidden)
+    _layers(text)
+
+
+def _heads(text: Any, head: int) -> int:
+    """Smaller attention; returns the new hidden size."""
     old_rotary = _head_dim(text)
-    heads, kv_heads = small_heads(text.num_attention_heads, getattr(text, "num_key_value_heads", None))
-    width = text.hidden_size / (text.num_attention_heads * _head_dim(text))  # 1.0 unless the head size is explicit
-    text.hidden_size = max(2 * HEAD, round(heads * HEAD * width / HEAD) * HEAD)
-    text.num_attention_heads = heads
-    if getattr(text, "num_key_value_heads", None) is not None:
-        text.num_key_value_heads = kv_heads
-    if getattr(text, "head_dim", None) is not None:
-        text.head_dim = HEAD
-    if getattr(text, "intermediate_size", None) is not None:
-        text.intermediate_size = 2 * text.hidden_size + HEAD
-    for name, size in (
-        ("num_local_experts", EXPERTS),
-        ("num_experts", EXPERTS),
-        ("num_experts_per_tok", EXPERTS_PER_TOKEN),
-        ("moe_intermediate_size", EXPERT_INTERMEDIATE),
-        ("shared_expert_intermediate_size", EXPERT_INTERMEDIATE),
-    ):
-        if getattr(text, name, None):
-            setattr(text, name, size)
-    kept = one_of_each(getattr(text, "layer_types", None), old_layers)
-    text.num_hidden_layers = len(kept)
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == old_layers > len(kept):
-            setattr(text, name, [value[index] for index in kept])
+    heads = _first(text, "num_attention_heads", "num_heads") or 4
+    old_hidden = _first(text, "hidden_size", "d_model")
+    small, kv_heads = small_heads(heads, getattr(text, "num_key_value_heads", None))
+    width = old_hidden / (heads * old_rotary) if old_rotary else 1.0  # 1.0 unless the head size is explicit
+    hidden = max(2 * head, round(small * width) * head)
+    _set(text, hidden, "hidden_size", "d_model", "embedding_size", "word_embed_proj_dim", "pooler_hidden_size")
+    _set(text, small, "num_attention_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
+    _set(text, kv_heads, "num_key_value_heads")
+    _set(text, head, "head_dim")
     rope = getattr(text, "rope_parameters", None) or {}
     for key, value in rope.items():
         if isinstance(value, list) and len(value) * 2 == old_rotary:  # longrope: one factor per frequency
-            rope[key] = value[: HEAD // 2]
+            rope[key] = value[: head // 2]
+    return int(hidden)
+
+
+def _state_space(text: Any, hidden: int) -> None:
+    """Mamba's sizes, which depend on each other."""
+    expand = getattr(text, "expand", None) or getattr(text, "mamba_expand", None)
+    if expand is None:
+        return
+    inner = int(expand * hidden)
+    if text.model_type in ("mamba", "falcon_mamba"):
+        text.intermediate_size, text.time_step_rank = inner, -(-hidden // 16)
+    elif text.model_type == "mamba2":
+        text.num_heads, text.head_dim, text.n_groups = inner // HEAD, HEAD, 1
+    elif getattr(text, "mamba_n_heads", None) and not getattr(text, "mamba_d_ssm", None):
+        text.mamba_n_heads, text.mamba_d_head = inner // HEAD, HEAD
+
+
+def _layers(text: Any) -> None:
+    """Two layers, or one of each type; lists with an entry a layer keep the entries of these."""
+    own = vars(text)
+    old_layers = _first(text, "num_hidden_layers", "encoder_layers")
+    period = max(getattr(text, "attn_layer_period", None) or 0, len(getattr(text, "block_types", None) or ()))
+    kept = one_of_each(getattr(text, "layer_types", None), old_layers)
+    if period > 1:
+        kept = list(range(min(period, old_layers)))
+    for name in ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_decoder_layers"):
+        _set(text, len(kept), name)
+    for name, value in list(own.items()):
+        if isinstance(value, list) and len(value) == old_layers > len(kept) and name != "block_types":
+            setattr(text, name, [value[index] for index in kept])
+
+
+def _set(config: Any, value: Any, *names: str) -> None:
+    """Set those of the fields that the configuration really has (not those that it derives) and that are set."""
+    real = {config.attribute_map.get(name, name): name for name in names}
+    for field, name in real.items():
+        if field in vars(config) and getattr(config, name, None):
+            setattr(config, name, value)
+
+
+def _first(config: Any, *names: str) -> Any:
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
 def small_heads(heads: int, kv_heads: int | None) -> tuple[int, int]:
@@ -127,4 +185,7 @@ def one_of_each(types: list[str] | None, layers: int) -> list[int]:
 
 
 def _head_dim(text: Any) -> int:
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    """Width of a head; 0 where there is no attention."""
+    heads = _first(text, "num_attention_heads", "num_heads")
+    explicit = _first(text, "head_dim", "d_kv")
+    return int(explicit or (_first(text, "hidden_size", "d_model") // heads if heads else 0))

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from peftsmith.worker import parity, scripts, skeleton
+from peftsmith.worker import parity, proofs, scripts, skeleton
 from peftsmith.worker.book import Book, Disproved
 from peftsmith.worker.child import Report
 
@@ -26,16 +26,27 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     """All proofs of one project.
 
     arguments: project and work (folders; work is the caller's to remove), config (config.json as a dict), tokenizer
-    (folder with the real tokenizer files), plan (as plain data), seed. Returns checks, phases in seconds, model (what
-    the twin is) and swapped (what the processor does otherwise than the plan says).
+    (folder with the real tokenizer files), plan (as plain data), scripts (model_class, task_type, result, labels,
+    plain_lora, merges, resumes, head), seed. Returns checks, phases in seconds, model (what the twin is) and swapped
+    (what the processor does otherwise than the plan says).
     """
     project, work = Path(arguments["project"]), Path(arguments["work"])
-    plan, book = arguments["plan"], Book(report)
+    stated = dict(arguments["scripts"])
+    head = int(stated.pop("head"))
+    loader = parity.Loader(stated.pop("model_class"), tuple(stated.pop("labels")))
+    wanted, book = proofs.Wanted(plan=arguments["plan"], loader=loader, **stated), Book(report)
     _keep_inside(work)
     before = scripts.listing(project)
     base, model = work / "base", None
     with book.phase("build"), book.check("build") as seen:
-        model = skeleton.build(arguments["config"], Path(arguments["tokenizer"]), base, seed=arguments["seed"])
+        model = skeleton.build(
+            arguments["config"],
+            Path(arguments["tokenizer"]),
+            base,
+            seed=arguments["seed"],
+            model_class=loader.model_class,
+            head=head,
+        )
         seen |= model
     swapped: list[str] = list(model["changed"]) if model else []
     if model is None:
@@ -43,17 +54,17 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     else:
         trained = work / "train"
         with book.phase("train"):
-            trainer = _train(book, project, base, trained, plan)
+            trainer = _train(book, project, base, trained, wanted)
         if trainer is None:
             book.skip("training failed", "reload", "resume", "evaluate", "merge", "generate")
         else:
-            swapped += _swapped(trainer, plan)
+            swapped += _swapped(trainer, wanted.plan)
             with book.phase("reload"):
-                _reload(book, trainer, base, trained / "adapter")
+                _reload(book, trainer, base, trained / wanted.result, wanted)
             del trainer
             gc.collect()
             if book.passed("adapter"):
-                _use(book, project, base, work, plan, arguments["seed"])
+                _use(book, project, base, work, wanted, arguments["seed"])
             else:
                 book.skip("there is no adapter", "resume", "evaluate", "merge", "generate")
     with book.check("untouched") as seen:
@@ -78,8 +89,9 @@ def _keep_inside(work: Path) -> None:
     torch.set_num_threads(1)
 
 
-def _train(book: Book, project: Path, base: Path, output: Path, plan: dict[str, Any]) -> Any:
+def _train(book: Book, project: Path, base: Path, output: Path, wanted: proofs.Wanted) -> Any:
     """Two optimiser steps of train.py; returns its trainer, or None when it failed."""
+    plan = wanted.plan
     trainer = None
     expected = plan["training"]["gradient_accumulation"] * STEPS
     with book.check("train") as seen, scripts.counted_steps() as losses:
@@ -106,54 +118,19 @@ def _train(book: Book, project: Path, base: Path, output: Path, plan: dict[str, 
         if not lines or done.get("ok") is not True:
             raise Disproved("metrics.jsonl is empty or done.json does not say ok")
     with book.check("adapter") as seen:
-        seen |= _adapter_tensors(output / "adapter")
+        seen |= proofs.saved_tensors(output / wanted.result, trainer.model, wanted)
     with book.check("adapter_nonzero") as seen:
-        largest = _largest_lora_b(output / "adapter")
-        moved = sum(value > 0 for value in largest.values())
-        seen |= {"lora_B": len(largest), "moved": moved, "largest": max(largest.values(), default=0.0)}
-        if not moved or not all(math.isfinite(value) for value in largest.values()):
-            raise Disproved("every lora_B is still zero, or one is no number: nothing was trained")
+        seen |= proofs.moved(trainer.model, losses.before)
     with book.check("checkpoint") as seen:
         checkpoints = sorted((output / "checkpoints").glob("checkpoint-*"))
         seen["checkpoints"] = [each.name for each in checkpoints]
         if not checkpoints:
             raise Disproved("no checkpoint was saved at the end of the run")
         for checkpoint in checkpoints:
-            seen |= _adapter_tensors(checkpoint)
+            seen |= proofs.saved_tensors(checkpoint, trainer.model, wanted)
     with book.check("trainable") as seen:
-        actual = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-        unquantised = parity.load_base(base, "auto")
-        implied, unmatched = parity.implied_trainable(
-            unquantised, plan["method"]["target_modules"], plan["method"]["rank"]
-        )
-        seen |= {"trainable": actual, "implied_by_plan": implied, "unmatched": unmatched}
-        if actual != implied or unmatched:
-            raise Disproved("the trainable parameters are not those that the plan means")
+        seen |= proofs.trainable(trainer.model, base, output / wanted.result, wanted)
     return trainer
-
-
-def _adapter_tensors(folder: Path) -> dict[str, Any]:
-    """Evidence that a folder's weights are LoRA tensors in safetensors, and nothing else."""
-    from safetensors import safe_open
-
-    weights = sorted(folder.glob("*.safetensors"))
-    pickled = sorted(each.name for each in folder.glob("*.bin") if "model" in each.name)
-    if [each.name for each in weights] != ["adapter_model.safetensors"] or pickled:
-        found = [each.name for each in weights] + pickled
-        raise Disproved(f"{folder.name} should hold adapter_model.safetensors as its only weights", found=found)
-    with safe_open(weights[0], framework="pt") as tensors:
-        names = list(tensors.keys())
-    foreign = [name for name in names if ".lora_" not in name]
-    if not names or foreign:
-        raise Disproved(f"{folder.name} holds tensors that are not the adapter's", foreign=foreign[:5])
-    return {"tensors": len(names), "bytes": weights[0].stat().st_size}
-
-
-def _largest_lora_b(folder: Path) -> dict[str, float]:
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder / "adapter_model.safetensors")
-    return {name: float(tensor.abs().max()) for name, tensor in tensors.items() if "lora_B" in name}
 
 
 def _swapped(trainer: Any, plan: dict[str, Any]) -> list[str]:
@@ -166,7 +143,7 @@ def _swapped(trainer: Any, plan: dict[str, Any]) -> list[str]:
     used = {parameter.dtype for parameter in trainer.model.parameters()}
     autocast = {"bf16": trainer.args.bf16, "fp16": trainer.args.fp16}.get(wanted, True)
     if half is not None and not autocast and half not in used:
-        swapped.append(f"precision {wanted} (the processor computed in {_name(trainer.model.dtype)})")
+        swapped.append(f"precision {wanted} (the processor computed in {proofs.name_of(trainer.model.dtype)})")
     optimizer = plan["training"]["optimizer"]
     actual = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     if actual != optimizer:
@@ -179,60 +156,67 @@ def _swapped(trainer: Any, plan: dict[str, Any]) -> list[str]:
     return swapped
 
 
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _reload(book: Book, trainer: Any, base: Path, adapter: Path) -> None:
-    """The adapter on a fresh base must say what the trained model in memory says."""
+def _reload(book: Book, trainer: Any, base: Path, result: Path, wanted: proofs.Wanted) -> None:
+    """What was saved, on a fresh base, must say what the trained model in memory says."""
     with book.check("reload") as seen:
         # without the wrapper that would compute in 16 bits whatever the weights are
         memory = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        body = memory.get_base_model()
+        body = memory if wanted.full else memory.get_base_model()
         quantization = getattr(body.config, "quantization_config", None)
         dtype = body.get_input_embeddings().weight.dtype
         memory = parity.in_float32(memory)
-        ids = parity.probe_ids(body.config.get_text_config().vocab_size)
+        ids = parity.probe_ids(parity.vocabulary(body))
         expected = parity.logits(memory, ids)
-        with memory.disable_adapter():
-            effect = parity.difference(expected, parity.logits(memory, ids))
-        fresh = parity.load_adapter(parity.load_base(base, dtype, quantization), adapter)
+        if wanted.full:
+            effect = parity.difference(expected, parity.logits(wanted.loader.load(base, dtype), ids))
+            fresh = wanted.loader.load(result, dtype)
+        else:
+            with memory.disable_adapter():
+                effect = parity.difference(expected, parity.logits(memory, ids))
+            fresh = parity.load_adapter(wanted.loader.load(base, dtype, quantization), result)
         actual = parity.difference(expected, parity.logits(fresh, ids))
-        seen |= {"largest_difference": actual, "adapter_effect": effect, "dtype": _name(dtype)}
+        seen |= {"largest_difference": actual, "adapter_effect": effect, "dtype": proofs.name_of(dtype)}
         if effect == 0.0:
             raise Disproved("the trained adapter changes no logit")
         if not actual <= parity.RELOAD_TOLERANCE * effect + 1e-6 * float(expected.abs().max()):
             raise Disproved("the reloaded adapter does not say what the trained model said")
 
 
-def _use(book: Book, project: Path, base: Path, work: Path, plan: dict[str, Any], seed: int) -> None:
+def _use(book: Book, project: Path, base: Path, work: Path, wanted: proofs.Wanted, seed: int) -> None:
     """What people do with an adapter: evaluate it, merge it, ask it, and train it further."""
-    adapter = work / "train" / "adapter"
-    common = ["--base", str(base), "--adapter", str(adapter)]
+    adapter = work / "train" / wanted.result
+    common = [*([] if wanted.full else ["--base", str(base)]), f"--{wanted.result}", str(adapter)]
     if (project / "evaluate.py").is_file():
         with book.phase("evaluate"), book.check("evaluate") as seen:
-            seen |= _evaluate(project, common, work / "evaluate")
+            given = ["--base", str(base), f"--{wanted.result}", str(adapter)]
+            seen |= _evaluate(project, given, work / "evaluate")
     else:
         book.skip("the project has no evaluate.py, since its plan names no eval or test rows", "evaluate")
-    with book.phase("merge"), book.check("merge") as seen:
-        loud = work / "loud"
-        parity.amplify(adapter, loud, seed=seed)
-        output = work / "merge"
-        scripts.run_main(project, "merge", ["--base", str(base), "--adapter", str(loud), "--output", str(output)])
-        seen |= _merged_as_adapter(base, loud, output / "merged")
+    if wanted.merges:
+        with book.phase("merge"), book.check("merge") as seen:
+            loud = work / "loud"
+            parity.amplify(adapter, loud, seed=seed)
+            output = work / "merge"
+            scripts.run_main(project, "merge", ["--base", str(base), "--adapter", str(loud), "--output", str(output)])
+            seen |= proofs.merged_as_adapter(base, loud, output / "merged", wanted)
+    else:
+        book.skip("there is nothing to merge" if wanted.full else "the method does not merge", "merge")
     with book.phase("generate"), book.check("generate") as seen:
-        seen |= _generate(project, common)
+        seen |= _generate(project, common, wanted)
+    if not wanted.resumes:
+        book.skip("the method does not go on from a checkpoint", "resume")
+        return
     with book.phase("resume"), book.check("resume") as seen, scripts.counted_steps() as losses:
         argv = ["--base", str(base), "--output", str(work / "train"), "--max-steps", str(STEPS + 1)]
         trainer = scripts.run_main(project, "train", argv)
-        accumulation = plan["training"]["gradient_accumulation"]
+        accumulation = wanted.plan["training"]["gradient_accumulation"]
         seen |= {"steps": trainer.state.global_step, "new_passes": len(losses)}
         if trainer.state.global_step != STEPS + 1 or len(losses) > accumulation:
             raise Disproved("a second call with one step more began again instead of going on from the checkpoint")
 
 
-def _evaluate(project: Path, common: list[str], output: Path) -> dict[str, Any]:
-    scripts.run_main(project, "evaluate", [*common, "--output", str(output), "--max-steps", "2"])
+def _evaluate(project: Path, given: list[str], output: Path) -> dict[str, Any]:
+    scripts.run_main(project, "evaluate", [*given, "--output", str(output), "--max-steps", "2"])
     result = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
     text = (output / "predictions.jsonl").read_text(encoding="utf-8")
     lines = [line for line in text.split("\n") if line]  # splitlines would also split inside of a user's text
@@ -241,32 +225,16 @@ def _evaluate(project: Path, common: list[str], output: Path) -> dict[str, Any]:
     return {"predictions": len(lines), "results": sorted(result)[:20]}
 
 
-def _merged_as_adapter(base: Path, adapter: Path, merged: Path) -> dict[str, Any]:
-    """Evidence that the merged model says what base and adapter say together, for an adapter that changes much."""
-    import torch
-    import transformers
-
-    if not list(merged.glob("*.safetensors")):
-        raise Disproved("merge.py left no safetensors file", found=sorted(each.name for each in merged.glob("*")))
-    result = transformers.AutoModelForCausalLM.from_pretrained(merged)
-    dtype = result.dtype
-    plain = parity.load_base(base, dtype)
-    ids = parity.probe_ids(plain.config.get_text_config().vocab_size)
-    without = parity.logits(plain, ids)
-    with_adapter = parity.logits(parity.load_adapter(plain, adapter), ids)
-    effect = parity.difference(with_adapter, without)
-    actual = parity.difference(parity.logits(result.to(torch.float32), ids), with_adapter)
-    seen = {"largest_difference": actual, "adapter_effect": effect, "dtype": _name(dtype)}
-    if not (merged / "tokenizer.json").exists():
-        raise Disproved("merge.py left no tokenizer beside the merged model", **seen)
-    if not actual <= parity.MERGE_TOLERANCE.get(_name(dtype), 1e-1) * effect:
-        raise Disproved("the merged model does not say what base and adapter say together", **seen)
-    return seen
-
-
-def _generate(project: Path, common: list[str]) -> dict[str, Any]:
-    argv = [*common, "--prompt", "Hello, who are you?", "--max-new-tokens", "4"]
-    answer = scripts.run_main(project, "infer", argv)
-    if not isinstance(answer, str):
-        raise Disproved("infer.py's main() did not return the answer", returned=type(answer).__name__)
-    return {"characters": len(answer)}
+def _generate(project: Path, common: list[str], wanted: proofs.Wanted) -> dict[str, Any]:
+    """infer.py's answer: text, or for a classifier the label (one of the plan's), or a tag for every word."""
+    if not wanted.loader.labels:
+        argv = [*common, "--prompt", "Hello, who are you?", "--max-new-tokens", "4"]
+        answer = scripts.run_main(project, "infer", argv)
+        if not isinstance(answer, str):
+            raise Disproved("infer.py's main() did not return the answer", returned=type(answer).__name__)
+        return {"characters": len(answer)}
+    answer = scripts.run_main(project, "infer", [*common, "--text", "Hello, who are you?"])
+    named = {answer} if isinstance(answer, str) else {tag for _, tag in answer or ()}
+    if not named or not named <= set(wanted.loader.labels):
+        raise Disproved("infer.py's main() did not return labels of the plan", returned=str(answer)[:100])
+    return {"labels": sorted(named)}

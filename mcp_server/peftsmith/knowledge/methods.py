@@ -1,0 +1,291 @@
+"""Every PEFT method as the control plane knows it: what its config takes, and what is known of how it behaves.
+
+Knows: knowledge/peft_methods.json (read out of PEFT by worker/jobs/methods.py) and knowledge/methods.toml (experience),
+and how to hold a plan's options against them.
+Does not know: PEFT itself, which the control plane never imports, or whether a choice is wise (advise/).
+
+Make peft_methods.json anew, for another PEFT, with: python -m peftsmith.knowledge.methods
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from peftsmith.errors import PeftsmithError
+
+FULL = "FULL"  # full fine-tuning: no adapter, and so no PeftType
+FILE = "peft_methods.json"
+_DECOMPOSING = ("pissa", "olora", "eva", "orthogonal", "corda", "loftq", "lora_ga", "mica")
+# Fields that the scripts set themselves, so that a plan may not.
+SET_BY_SCRIPT = frozenset({"task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_type"})
+# What PEFT works out from the base model.
+FROM_MODEL = frozenset({"token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules"})
+
+
+@dataclass(frozen=True)
+class Method:
+    """A PeftType. `fields` maps a config field to {"type", "default", "doc"} (see worker/jobs/methods.py).
+
+    `names` maps the plan's own names (rank, alpha, dropout, target_modules) to the config's fields. `defaults` are the
+    plan's values where it is silent, `needs` the fields without which PEFT cannot build the adapter. `merges` and
+    `resumes` hold for a plain base, and unless an option of `unmerged` or `unresumed` is set; `quantised` says which
+    bitsandbytes sizes train. `fails_on` are model types that it fails on, `only_on` the only ones, `fails_quantised`
+    those it fails on when quantised; `tasks` PEFT's task types. `own_forward`: TRL's fused head does not
+    reach its loss. `divides`, `decomposes` and `twin_width` say how small
+    a model can be (twin_head). `unsupported` is the reason why no project is generated with it, or None; `refused`
+    maps an option's name and value ("*": any) to such a reason.
+    """
+
+    name: str
+    config: str
+    fields: Mapping[str, Mapping[str, Any]]
+    tasks: tuple[str, ...]
+    prompt_learning: bool
+    names: Mapping[str, str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    merges: bool = False
+    unmerged: tuple[str, ...] = ()
+    resumes: bool = True
+    unresumed: tuple[str, ...] = ()
+    checkpointing: bool = True
+    own_forward: bool = False
+    quantised: tuple[int, ...] = ()
+    served: tuple[str, ...] = ("transformers",)
+    divides: tuple[str, ...] = ()
+    decomposes: bool = False
+    twin_width: int = 0
+    alters_base: tuple[str, ...] = ()
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    learning_rate: tuple[float, float] | None = None
+    fails_on: tuple[str, ...] = ()
+    only_on: tuple[str, ...] = ()
+    fails_quantised: tuple[str, ...] = ()
+    unsupported: str | None = None
+    note: str = ""
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every PeftType of the PEFT that these facts were read from, sorted."""
+    return tuple(_facts()["methods"])
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions that the facts were read from: {"peft", "transformers"}."""
+    return {name: str(_facts()[name]) for name in ("peft", "transformers")}
+
+
+@cache
+def method(name: str) -> Method:
+    """The facts of one PeftType; PeftsmithError with the nearest name for any other."""
+    known = _facts()["methods"].get(name)
+    if known is None:
+        near = difflib.get_close_matches(name.upper(), [*names(), FULL], 1)
+        raise PeftsmithError(
+            "PEFT has no such method" + (f", did you mean {near[0]}?" if near else ""),
+            value=name,
+            next_step=f"Use {FULL} or one of {', '.join(names())}.",
+        )
+    noted = dict(_notes().get(name, {}))
+    own: dict[str, str] = {plain: noted.pop(plain) for plain in ("rank", "alpha", "dropout") if plain in noted}
+    if "target_modules" in known["fields"]:
+        own["target_modules"] = "target_modules"
+    noted = {key: tuple(value) if isinstance(value, list) else value for key, value in noted.items()}
+    return Method(
+        name=name,
+        config=known["config"],
+        fields=known["fields"],
+        tasks=tuple(noted.pop("tasks", known["tasks"])),
+        prompt_learning=known["prompt_learning"],
+        names=own,
+        **noted,
+    )
+
+
+def supports(task_type: str, model_type: str) -> bool | None:
+    """Does transformers have a class with this task's head for this model type? None for types it does not know."""
+    models = _facts()["models"]
+    if not any(model_type in types for types in models.values()):
+        return None
+    return model_type in models[task_type]
+
+
+def merges(known: Method, options: Mapping[str, Any]) -> bool:
+    """Does merge_and_unload give a model with the same logits?"""
+    return known.merges and not any(options.get(name) not in (None, False) for name in known.unmerged)
+
+
+def resumes(known: Method, options: Mapping[str, Any]) -> bool:
+    """Does a Trainer go on from a checkpoint with what it had?"""
+    return known.resumes and not any(options.get(name) not in (None, False) for name in known.unresumed)
+
+
+def why_refused(known: Method, name: str, value: Any) -> str | None:
+    """Why no project is generated with this value of an option; None when one is."""
+    reasons = known.refused.get(name, {})
+    if value in (None, False, [], {}):
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    return next((reason for pattern, reason in reasons.items() if fnmatch.fnmatchcase(text, pattern)), None)
+
+
+def servers(known: Method, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Who loads the adapter as it is. One that changed its base at the start needs PEFT, which does so again."""
+    init = str(options.get("init_lora_weights"))
+    if any(fnmatch.fnmatchcase(init, pattern) for pattern in known.alters_base):
+        return ("transformers",)
+    return known.served
+
+
+def twin_head(known: Method, options: Mapping[str, Any]) -> int:
+    """How wide an attention head of a cut-down model must be for the plan's own numbers to fit it: 16, or more.
+
+    Block sizes have to divide every width, and what starts from a decomposition needs widths of its rank at least.
+    """
+
+    def of(name: str) -> int:
+        value = options.get(name, known.fields[name]["default"])
+        return value if isinstance(value, int) else 0
+
+    needed = [16, known.twin_width, *(of(name) for name in known.divides)]
+    if known.decomposes or str(options.get("init_lora_weights", "")).startswith(_DECOMPOSING):
+        needed.append(-(-of(known.names["rank"]) // 32) * 16 if "rank" in known.names else 0)
+    return max(needed)
+
+
+def faults_of(name: str, first_class: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a plan's method, one sentence each: its name, the plan's own fields, PEFT's fields."""
+    if name == FULL:
+        return [f"full fine-tuning has no {each}" for each in (*first_class, *options)]
+    try:
+        known = method(name)
+    except PeftsmithError as error:
+        return [f"{error.cause} ({name})"]
+    found = [f"{name} has no {each}" for each in first_class if each not in known.names]
+    found += faults(known, options)
+    given = {known.names[each] for each in first_class if each in known.names} | {
+        each for each, value in options.items() if value is not None
+    }
+    found += [f"{name} needs method.config.{each}" for each in known.needs if each not in given]
+    return found
+
+
+def faults(known: Method, options: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the fields that a plan gives for PEFT's config, one sentence each."""
+    plain = {config_field: name for name, config_field in known.names.items()}
+    for name, value in options.items():
+        if name in SET_BY_SCRIPT or name in FROM_MODEL:
+            yield f"{name} is set by the scripts or by PEFT, not by the plan"
+        elif name in plain:
+            yield f"{name} is written as method.{plain[name]}"
+        elif name not in known.fields:
+            near = difflib.get_close_matches(name, [*known.fields, *known.names], 1)
+            yield f"{known.config} has no field {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+        elif not fits(value, known.fields[name]["type"]):
+            yield f"{name} takes {described(known.fields[name]['type'])}, not {json.dumps(value)[:60]}"
+
+
+def fits(value: Any, alternatives: list[Any]) -> bool:
+    """Is a plain value one of a field's alternatives?"""
+    return any(_is(value, each) for each in alternatives)
+
+
+def described(alternatives: list[Any]) -> str:
+    """A field's type in words."""
+    return " or ".join(dict.fromkeys(_words(each) for each in alternatives))
+
+
+def _is(value: Any, alternative: Any) -> bool:
+    if isinstance(alternative, str):
+        return {
+            "int": isinstance(value, int) and not isinstance(value, bool),
+            "float": isinstance(value, (int, float)) and not isinstance(value, bool),
+            "str": isinstance(value, str),
+            "bool": isinstance(value, bool),
+            "null": value is None,
+            "any": True,
+        }[alternative]
+    if "choices" in alternative:
+        return any(_chosen(value, choice) for choice in alternative["choices"])
+    if "list" in alternative:
+        return isinstance(value, list) and all(fits(each, alternative["list"]) for each in value)
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        return False
+    if "object" in alternative:
+        return all(fits(each, alternative["object"]) for each in value.values())
+    inner = alternative["fields"]
+    return all(key in inner and fits(each, inner[key]["type"]) for key, each in value.items())
+
+
+def _chosen(value: Any, choice: Any) -> bool:
+    """PEFT writes "pissa_niter_[number of iters]" for a name that ends with a number."""
+    if isinstance(choice, str) and "[" in choice:
+        return isinstance(value, str) and re.fullmatch(re.sub(r"\[.*?\]", "[0-9]+", choice), value) is not None
+    return type(value) is type(choice) and bool(value == choice)
+
+
+def _words(alternative: Any) -> str:
+    if isinstance(alternative, str):
+        return {
+            "int": "a whole number",
+            "float": "a number",
+            "str": "text",
+            "bool": "true or false",
+            "any": "a value",
+        }.get(alternative, alternative)
+    if "choices" in alternative:
+        return "one of " + ", ".join(map(str, alternative["choices"]))
+    if "list" in alternative:
+        return f"a list of {described(alternative['list'])}"
+    return "a mapping of " + (", ".join(alternative["fields"]) if "fields" in alternative else "names to values")
+
+
+@cache
+def _facts() -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(
+        resources.files("peftsmith.knowledge").joinpath(FILE).read_text(encoding="utf-8")
+    )
+    return facts
+
+
+@cache
+def _notes() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(resources.files("peftsmith.knowledge").joinpath("methods.toml").read_text(encoding="utf-8"))
+
+
+def written(facts: Mapping[str, Any]) -> str:
+    """The text of peft_methods.json: one line a method, so that a new PEFT gives a diff that can be read."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+    parts = [f'"{name}": {line(facts[name])}' for name in ("peft", "transformers")]
+    for group in ("methods", "models"):
+        inner = ",\n".join(f"{line(name)}: {line(value)}" for name, value in sorted(facts[group].items()))
+        parts.append(f'"{group}": {{\n{inner}\n}}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def main() -> None:
+    """Read the methods of the present training environment and write peft_methods.json beside this file."""
+    from peftsmith.machine import environment
+    from peftsmith.worker import client
+
+    facts = client.call(environment.require(Path.cwd()), "methods", {}, timeout=120)
+    Path(__file__).with_name(FILE).write_text(written(facts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

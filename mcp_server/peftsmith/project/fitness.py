@@ -1,0 +1,121 @@
+"""Do method, task, base model and quantisation go together? What does not is refused before a file is written.
+
+Knows: the combinations that PEFT, transformers or bitsandbytes cannot do, from knowledge/methods.toml and the list of
+model types that have a class for a task.
+Does not know: whether a plan is wise (advise/rules.py), or whether its scripts work (vet.py, twin.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from peftsmith import files
+from peftsmith.finding import Finding, finding
+from peftsmith.knowledge import methods
+from peftsmith.lock import Lock
+from peftsmith.plan import FineTunePlan
+
+
+def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
+    """Findings that stand against generating this plan's scripts; `config` is the base's config.json, if known."""
+    found = [*_method(plan), *_quantization(plan)]
+    if config is None:
+        return [*found, *_unchecked(plan)]
+    return [*found, *_architecture(plan, str(config.get("model_type")))]
+
+
+def base_config(lock: Lock) -> dict[str, Any] | None:
+    """config.json of the base that the lock names, where it lies on this machine; None elsewhere."""
+    folder = lock.base.get("folder")
+    place = Path(str(folder)) / "config.json" if folder else None
+    if place is None or not place.is_file():
+        known = lock.base.get("model_type")
+        return {"model_type": known} if known else None
+    config = files.read_json(place)
+    return config if isinstance(config, dict) else None
+
+
+def _method(plan: FineTunePlan) -> Iterator[Finding]:
+    method = plan.method
+    if method.full:
+        return
+    known = methods.method(method.peft_type)
+    if known.unsupported:
+        message = f"No project is generated with {known.name}: {known.unsupported}."
+        yield finding("plan.method.unsupported", message, method=known.name)
+    if plan.task_type not in known.tasks:
+        message = f"{known.name} does not work for {plan.task} ({plan.task_type})."
+        yield finding("plan.method.task", message, method=known.name, task=plan.task, tasks=list(known.tasks))
+    for name, value in method.config.items():
+        why = methods.why_refused(known, name, value)
+        if why:
+            yield finding("plan.method.option", f"{name}={str(value)[:40]}: {why}.", option=name)
+    if method.config.get("target_parameters"):
+        clashes = [name for name in ("use_dora", "lora_bias", "alora_invocation_tokens") if method.config.get(name)]
+        clashes += ["dropout"] if method.dropout else []
+        if clashes:
+            message = f"target_parameters does not go with {' or '.join(clashes)}."
+            yield finding("plan.method.parameters", message, options=clashes)
+    if known.name == "ADALORA":
+        start = method.rank or known.fields["init_r"]["default"]
+        end = method.config.get("target_r", known.fields["target_r"]["default"])
+        if start <= end:
+            message = f"AdaLoRA begins with rank {start} and must end with fewer, not with target_r={end}."
+            yield finding("plan.method.option", message, option="target_r")
+    if known.name == "IA3" and isinstance(method.target_modules, list):
+        forward = method.config.get("feedforward_modules")
+        if not isinstance(forward, list) or not set(forward) <= set(method.target_modules):
+            message = "IA3 with target_modules needs feedforward_modules, a list of some of them (or none: [])."
+            yield finding("plan.method.option", message, option="feedforward_modules")
+    if known.name == "CPT":
+        mask = method.config.get("cpt_tokens_type_mask") or [0]
+        if len({len(method.config.get(name) or ()) for name in known.needs}) != 1 or max(mask) % 4 or not max(mask):
+            message = "CPT's three lists must be of one length, and its tokens must end with a label (type 4, 8, ...)."
+            yield finding("plan.method.option", message, option="cpt_tokens_type_mask")
+    if plan.training.gradient_checkpointing and not known.checkpointing:
+        message = f"{known.name} does not train with gradient checkpointing."
+        yield finding("plan.method.checkpointing", message, method=known.name)
+
+
+def _quantization(plan: FineTunePlan) -> Iterator[Finding]:
+    method = plan.method
+    if method.quantization is None or method.full:
+        return
+    known = methods.method(method.peft_type)
+    bits = method.quantization.bits
+    if bits not in known.quantised:
+        message = f"{known.name} does not train on a base in {bits} bits."
+        yield finding("plan.method.quantised", message, method=known.name, bits=bits, works=list(known.quantised))
+    elif method.config.get("target_parameters"):
+        yield finding(
+            "plan.method.parameters", "target_parameters are not quantised and cannot be adapted in 4 or 8 bits."
+        )
+    if str(method.config.get("init_lora_weights", "")).startswith("loftq"):
+        message = "LoftQ quantises a 16-bit base by itself; it cannot start from a quantised one."
+        yield finding("plan.method.option", message, option="init_lora_weights")
+
+
+def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
+    has = methods.supports(plan.task_type, model_type)
+    if has is False:
+        message = f"transformers has no {model_type} model for {plan.task} ({plan.task_type})."
+        yield finding("plan.task.architecture", message, model_type=model_type, task=plan.task)
+    if plan.method.full:
+        return
+    known = methods.method(plan.method.peft_type)
+    if model_type in known.fails_on or (known.only_on and model_type not in known.only_on):
+        message = f"{known.name} does not work on {model_type} models."
+        yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+    if model_type in known.fails_quantised and plan.method.quantization:
+        message = f"{known.name} does not train on a quantised {model_type} model."
+        yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+
+
+def _unchecked(plan: FineTunePlan) -> Iterator[Finding]:
+    if plan.method.full:
+        return
+    known = methods.method(plan.method.peft_type)
+    if known.fails_on or known.only_on:
+        yield finding("plan.method.unchecked", method=known.name)

@@ -1,0 +1,69 @@
+"""Combinations that do not exist are refused with their finding, and then no file is written."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import first_run
+from peftsmith import plan
+from peftsmith.project import fitness, generate
+from tests.project.plans import make, write_project
+
+INVALID = list(first_run.invalid())
+
+
+def test_there_are_many_invalid_combinations_of_every_kind():
+    kinds = {case.refused for case in INVALID}
+    assert len(INVALID) > 100
+    assert kinds >= {
+        "plan",
+        "plan.method.task",
+        "plan.method.architecture",
+        "plan.method.quantised",
+        "plan.task.architecture",
+    }
+
+
+@pytest.mark.parametrize("refused", sorted({str(case.refused) for case in INVALID}))
+def test_each_is_refused_with_its_own_finding(refused, tmp_path):
+    for case in (each for each in INVALID if each.refused == refused):
+        found = first_run._refusals(case)
+        assert [each.id for each in found] == ["plan.invalid" if refused == "plan" else refused], case.name
+
+
+@pytest.mark.parametrize("place", range(0, len(INVALID), 29))
+def test_nothing_is_written_for_a_refused_plan(place, tmp_path):
+    case = INVALID[place]
+    model = first_run.write_model(tmp_path / "model", case.model_type)
+    assert first_run.run(case, model, None)["outcome"] == "refused", case.name
+
+
+def test_a_base_that_cannot_be_read_is_said_to_be_unknown_where_it_matters():
+    prompt = make("chat", method={"peft_type": "PREFIX_TUNING", "config": {"num_virtual_tokens": 4}})
+    assert [(each.id, each.severity) for each in fitness.judge(prompt, None)] == [("plan.method.unchecked", "unknown")]
+    assert fitness.judge(make("chat"), None) == []
+
+
+def test_a_good_combination_is_not_refused(tmp_path):
+    for case in (case for case, _ in zip(first_run.valid(0), range(120), strict=False)):
+        assert first_run._refusals(case) == [], case.name
+
+
+def test_a_method_that_does_not_merge_gets_no_merge_script_and_the_readme_says_so(tmp_path):
+    wanted = make("chat", method={"peft_type": "PROMPT_TUNING", "config": {"num_virtual_tokens": 4}})
+    project = write_project(tmp_path / "p", wanted)
+    written = generate.generate(project)
+    assert "merge.py" not in {each["path"] for each in written.files}
+    assert "There is no merge.py" in (project / "README.md").read_text(encoding="utf-8")
+    assert "--merged" not in (project / "infer.py").read_text(encoding="utf-8")
+
+
+def test_methods_that_cannot_train_with_checkpointing_have_it_off_unless_it_is_asked_for():
+    document = make("chat").model_dump(mode="json")
+    del document["training"]
+    document["method"] = {"peft_type": "PREFIX_TUNING", "config": {"num_virtual_tokens": 4}}
+    assert plan.validate(document).training.gradient_checkpointing is False
+    document["training"] = {"gradient_checkpointing": True}
+    assert [each.id for each in fitness.judge(plan.validate(document), None) if each.severity == "error"] == [
+        "plan.method.checkpointing"
+    ]
