@@ -31,6 +31,7 @@ test-system: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 bench: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) benchmarks/startup.py
 	$(CONTROL) benchmarks/traps.py tests/cases
+	$(CONTROL) benchmarks/audit_speed.py
 	$(TRAIN) benchmarks/targets.py
 	$(CONTROL) benchmarks/estimate_speed.py
 	PEFTSMITH_LABEL_CASES=20 $(CONTROL) -m pytest -q tests/data/test_labels_against_trainers.py
