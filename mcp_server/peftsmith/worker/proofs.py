@@ -92,7 +92,8 @@ def trainable(model: Any, base: Path, result: Path, wanted: Wanted) -> dict[str,
             raise Disproved("not all weights are trained", frozen=frozen[:5])
         return {"trainable": actual}
     config = json.loads((result / "adapter_config.json").read_text(encoding="utf-8"))
-    if wanted.plain_lora:
+    converted = config.get("target_parameters") or []  # PEFT turns some targets of experts into parameters
+    if wanted.plain_lora and not converted:
         method = wanted.plan["method"]
         saved = tuple(config.get("modules_to_save") or ())
         implied, unmatched = parity.implied_trainable(
@@ -109,7 +110,7 @@ def trainable(model: Any, base: Path, result: Path, wanted: Wanted) -> dict[str,
         foreign = [name for name in foreign if not name.endswith("bias")]
     if foreign:
         raise Disproved("weights of the base are trained beside the adapter", foreign=foreign[:5])
-    return {"trainable": actual}
+    return {"trainable": actual, "target_parameters": sorted(converted)}
 
 
 def merged_as_adapter(base: Path, adapter: Path, merged: Path, wanted: Wanted) -> dict[str, Any]:
