@@ -10,6 +10,7 @@ import pytest
 
 from peftsmith import files, lock, plan
 from peftsmith.errors import PeftsmithError
+from peftsmith.machine import environment
 from peftsmith.project import check, generate, mask
 from peftsmith.run import start
 from tests.project.small_project import make_project, write_rows
@@ -107,3 +108,22 @@ def test_an_offered_fix_is_applied_only_when_asked_and_mends_the_finding(tmp_pat
     assert "chat_template_path" in (project / "train.py").read_text(encoding="utf-8")
     (project / "training_template.jinja").write_text("{{ 1 }}", encoding="utf-8")
     assert "the settings that decide about labels" in mask.changed_since(project, lock.load(project))
+
+
+def test_every_task_of_the_scripts_is_proven(project):
+    found = environment.require(project)
+    document = plan.load(project).model_dump(mode="json")
+    kinds = {
+        "text": ("text", [{"text": f"the parcel {number}"} for number in range(9)]),
+        "continued_pretraining": ("text", [{"text": f"the parcel {number}"} for number in range(9)]),
+        "completion": ("prompt_completion", [{"prompt": "where", "completion": f"here {n}"} for n in range(9)]),
+        "sequence_classification": ("classification", [{"text": f"t {n}", "label": "ab"[n % 2]} for n in range(9)]),
+        "token_classification": ("token_classification", [{"tokens": ["x", "yy"], "tags": ["a", "b"]}] * 9),
+        "seq2seq": ("seq2seq", [{"source": f"read {number}", "target": "write"} for number in range(9)]),
+    }
+    for task, (form, rows) in kinds.items():
+        write_rows(project / "data" / "train.jsonl", rows)
+        labels = ["a", "b"] if task.endswith("_classification") else []
+        data = {**document["data"], "format": form, "labels": labels, "system_prompt": None}
+        kept, _ = mask.prove(project, plan.validate({**document, "task": task, "data": data}), found)
+        assert kept["state"] == "proven", task

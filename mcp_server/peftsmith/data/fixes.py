@@ -37,7 +37,7 @@ def offer(
     texts: dict[str, str] = {}
     for each in findings:
         patch: dict[str, Any] = {}
-        if each.id == "data.tokens.pad_is_eos":
+        if each.id == "data.tokens.pad_is_eos" and settings.trainer in ("sft", "dpo", "kto"):
             other = distinct_pad(renderer)
             patch = {"training.pad_token": other} if other else {}
         elif each.id in ("data.mask.no_generation", "data.mask.assistant_empty"):

@@ -7,13 +7,14 @@ Does not know: how labels are made and compared (data/proof.py).
 from __future__ import annotations
 
 from collections.abc import Mapping as Lookup
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftsmith import files, lock, plan
-from peftsmith.data import proof
+from peftsmith.data import faults, proof
 from peftsmith.data.convert import as_chat, to_example
-from peftsmith.data.examples import AnyExample
+from peftsmith.data.examples import AnyExample, Plain
 from peftsmith.data.faults import RowFault
 from peftsmith.data.labels import Settings
 from peftsmith.data.mapping import Mapping
@@ -34,6 +35,9 @@ def prove(
     if wanted.base.trust_remote_code:
         reason = "the base model brings its own code, which the proof does not run"
         return {"state": "unknown"}, [finding("data.mask.unproven", reason, reason=reason)]
+    if wanted.task == "question_answering":
+        reason = "question answering has no fast path yet; the twin alone proves its script"
+        return {"state": "unknown"}, [finding("data.mask.unproven", reason, reason=reason)]
     opened = source.open_model(wanted.base.model, wanted.base.revision)
     seen = proof.prove(
         rows_of(project, wanted),
@@ -47,17 +51,22 @@ def prove(
 
 
 def settings_of(project: Path, wanted: plan.FineTunePlan) -> Settings:
-    """What train.py asks of SFTTrainer. Raises PeftsmithError when the plan's chat template is not in the project."""
-    training = wanted.training
+    """What train.py asks of its trainer. Raises PeftsmithError when the plan's chat template is not in the project."""
+    training, task = wanted.training, wanted.task
+    base = Settings(max_length=training.max_length, pad_token=training.pad_token)
+    if task == "sequence_classification":
+        return replace(base, trainer="classification", labels=tuple(wanted.data.labels))
+    if task == "token_classification":
+        return replace(base, trainer="tagging", labels=tuple(wanted.data.labels))
+    if task in ("seq2seq", "question_answering"):
+        return replace(base, trainer="seq2seq", max_target_length=training.max_length)
+    if task == "text":
+        return base
+    if task == "continued_pretraining":
+        return replace(base, packing=True, packing_strategy="wrapped")
     every = training.loss_on == "assistant"
     template = files.read_text(project / training.chat_template, largest=1 << 20) if training.chat_template else None
-    return Settings(
-        completion_only_loss=not every,
-        assistant_only_loss=every,
-        max_length=training.max_length,
-        pad_token=training.pad_token,
-        template=template,
-    )
+    return replace(base, completion_only_loss=not every, assistant_only_loss=every, template=template)
 
 
 def rows_of(project: Path, wanted: plan.FineTunePlan) -> proof.Source:
@@ -65,10 +74,15 @@ def rows_of(project: Path, wanted: plan.FineTunePlan) -> proof.Source:
     mapping = Mapping.of_plan(wanted.data)
 
     def example(row: dict[str, Any]) -> AnyExample:
-        made = as_chat(to_example(row, mapping, wanted.data.labels), wanted.data.system_prompt)
-        if made is None:
+        if wanted.task == "completion":
+            return Plain(faults.text(row.get("prompt"), "prompt"), faults.text(row.get("completion"), "completion"))
+        made = to_example(row, mapping, wanted.data.labels)
+        if wanted.task not in ("chat", "classification"):
+            return made
+        chat = as_chat(made, wanted.data.system_prompt)
+        if chat is None:
             raise RowFault("unsupported", f"rows of the format {wanted.data.format} are no conversations")
-        return made
+        return chat
 
     return proof.Source(project / wanted.data.train, example)
 
