@@ -33,7 +33,7 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys, smo
         results[arguments[0]] = result = json.loads(capsys.readouterr().out)
         errors = [each for each in result.get("findings", []) if each["severity"] == "error"]
         assert code in (0, 1) and not errors, (command, result)
-    assert list(results) == ["inspect-model", "audit", "estimate", "plan", "generate", "check"]
+    assert list(results) == ["inspect-model", "audit", "data", "estimate", "plan", "generate", "check"]
     assert results["check"]["digest"]
 
 
