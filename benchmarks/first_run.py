@@ -77,8 +77,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"exclude_modules": ["v_proj"]},
     {"modules_to_save": ["norm"]}, {"init_lora_weights": "orthogonal"}, {"lora_bias": True},
 )  # fmt: skip
-LINEAR_ATTENTION = {"gpt2": ["c_attn"], "gpt_neox": ["query_key_value"], "bloom": ["query_key_value"],
-                    "falcon": ["query_key_value"], "phi3": ["qkv_proj"], "mamba": ["in_proj", "x_proj"]}  # fmt: skip
+LINEAR_OF_STATE_SPACE = {"mamba": ["in_proj", "x_proj"], "falcon_h1": ["q_proj", "k_proj", "v_proj", "in_proj"]}
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
@@ -181,6 +180,10 @@ def invalid() -> Iterator[Case]:
     experts = {"target_parameters": EXPERTS}
     yield Case("mixtral", "chat", {"config": experts, "dropout": 0.1}, refused="plan.method.parameters")
     yield Case("mixtral", "chat", {"config": experts, "quantization": {"bits": 4}}, refused="plan.method.parameters")
+    yield Case("mamba", "text", {"rank": 4}, refused="plan.method.targets")
+    yield Case(
+        "falcon_h1", "text", {"rank": 4, "target_modules": ["q_proj", "out_proj"]}, refused="plan.method.targets"
+    )
     for options in ({"init_lora_weights": "corda"}, {"init_lora_weights": "pissa_niter_4"}, {"use_qalora": True},
                     {"layer_replication": [[0, 2]]}):  # fmt: skip
         yield Case("llama", "chat", {"config": options}, refused="plan.method.option")
@@ -255,6 +258,8 @@ def _method(name: str, model_type: str = "llama") -> dict[str, Any]:
         chosen["rank"] = options.pop("r", RANKED[name])
     if name == "LORA":
         chosen["alpha"] = 8
+    if model_type in ("mamba", "falcon_h1") and methods.method(name).defaults.get("target_modules") == "all-linear":
+        chosen["target_modules"] = LINEAR_OF_STATE_SPACE[model_type]
     if name in ("IA3", "LN_TUNING") and not methods.method(name).unsupported:
         chosen |= _by_hand(name, model_type)
     return {**chosen, **({"config": options} if options else {})}

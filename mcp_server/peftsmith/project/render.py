@@ -173,6 +173,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": True,
         "prompt_learning": False,
         "own_forward": False,
+        "saves_modules": False,
     }
     if method.full:
         return facts
@@ -184,6 +185,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": methods.resumes(known, method.config),
         "prompt_learning": known.prompt_learning,
         "own_forward": known.own_forward,
+        "saves_modules": "modules_to_save" in known.fields,
         "options": [
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
             for field, value in method.options().items()

@@ -144,7 +144,9 @@ def implied_trainable(
     from transformers.pytorch_utils import Conv1D
 
     output = base.get_output_embeddings()
-    whole = {name: module for name, module in base.named_modules() if name.split(".")[-1] in saved}
+    whole = {
+        name: module for name, module in base.named_modules() if any(f".{name}".endswith(f".{each}") for each in saved)
+    }
     linear = {
         name: module
         for name, module in base.named_modules()
