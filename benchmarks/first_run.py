@@ -173,7 +173,7 @@ def invalid() -> Iterator[Case]:
         yield Case("llama", "chat", {"peft_type": name, "config": {"no_such_field": 1}}, refused="plan")
     for model_type, task in (("bert", "seq2seq"), ("t5", "chat"), ("llama", "seq2seq"), ("modernbert", "chat"),
                              ("mamba", "token_classification"), ("t5", "text")):  # fmt: skip
-        yield Case(model_type, task, _method("LORA"), refused="plan.task.architecture")
+        yield Case(model_type, task, _method("LORA", model_type), refused="plan.task.architecture")
     for options in ({"use_dora": True}, {"lora_bias": True}):
         config = {"target_parameters": EXPERTS, **options}
         yield Case("mixtral", "chat", {"config": config}, refused="plan.method.parameters")
@@ -314,7 +314,8 @@ def _write(project: Path, made: plan.FineTunePlan, model: Path) -> None:
         files.write_text(project / "data" / f"{split}.jsonl", "\n".join(lines) + "\n")
     text = plan.dump(made)
     files.write_text(project / plan.PLAN_FILE, text)
-    base = {"model": str(model), "commit": None, "folder": str(model)}
+    config = files.read_json(model / "config.json")
+    base = {"model": str(model), "commit": None, "folder": str(model), "model_type": config["model_type"]}
     empty: dict[str, Any] = {"data": {}, "versions": {}, "interpreter": None, "estimate": {}, "why": {}, "files": {}}
     lock.save(project, lock.Lock(peftsmith=__version__, plan_sha256=files.sha256_text(text), base=base, **empty))
 
