@@ -32,6 +32,7 @@ bench: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) benchmarks/startup.py
 	$(CONTROL) benchmarks/traps.py tests/cases
 	$(TRAIN) benchmarks/targets.py
+	$(CONTROL) benchmarks/estimate_speed.py
 
 check: .venv/ready
 	$(CONTROL) -m ruff check .

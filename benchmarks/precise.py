@@ -1,6 +1,6 @@
 """Precise mode against PEFT's own published benchmark: the real classes traced, an allocator replayed.
 
-Run as: python benchmarks/precise.py ROWS.csv --configs DIR [--limit N]
+Run as: python benchmarks/precise.py ROWS.csv --configs DIR [--limit N] [--only METHOD ...]
 
 Scores the rows of ROWS.csv (columns as in benchmarks/memory.py) that are `scored` and give max_memory_reserved of
 PEFT's
@@ -27,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 
+from benchmarks import measured  # noqa: E402
 from benchmarks import memory as rows_of  # noqa: E402
 from peftsmith import files  # noqa: E402
 from peftsmith.errors import PeftsmithError  # noqa: E402
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("table", type=Path)
     parser.add_argument("--configs", type=Path, required=True)
     parser.add_argument("--limit", type=int, help="only this many configurations")
+    parser.add_argument("--only", nargs="*", help="only these methods (PEFT's names)")
     arguments = parser.parse_args()
     files.set_roots(["/"])
     environment = environments.ask(os.environ["PEFTSMITH_TRAIN_PYTHON"], "benchmark")
@@ -58,9 +60,11 @@ def main() -> int:
         models = rows_of.Models(arguments.configs, Path(folder))
         groups: dict[str, list[dict[str, str]]] = defaultdict(list)
         for row in csv.DictReader(stream):
+            if arguments.only and row["method"] not in arguments.only:
+                continue
             if row["scored"] == "yes" and row["source"].startswith("peft-") and "reserved" in row["peak_kind"]:
                 said = [row[name] for name in ("model_id", "method", "r", "target_modules", "n_trainable", "optimizer")]
-                groups[json.dumps([*said, rows_of._in_braces(row["note"])])].append(row)
+                groups[json.dumps([*said, measured.in_braces(row["note"])])].append(row)
         scored = []
         for group in list(groups.values())[: arguments.limit]:
             scored += one(group, models, environment)
@@ -71,10 +75,10 @@ def main() -> int:
 def one(group: list[dict[str, str]], models: rows_of.Models, environment: Any) -> list[dict[str, Any]]:
     row = group[0]
     body = models.get(row["model_id"])
-    request = rows_of.request_of(row, body)
+    request = measured.request_of(row, body)
     began = time.monotonic()
     try:
-        found, about = precise.estimate(body, request, environment, frozen=frozen_in(row))
+        found, about = precise.estimate(body, request, environment, frozen=frozen_in(row), loop="bare")
         how = about["how"]
     except PeftsmithError as error:
         found, how = memory.estimate(body, request), "formulas"

@@ -17,3 +17,13 @@ extra='import tomllib; print(*tomllib.load(open("../pyproject.toml", "rb"))["pro
 python3 -c "$extra" | uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-annotate \
   --no-header - | awk 'BEGIN { print "# made by: make pins" } /^[^ ]/ { keep = $0 !~ /^(torch==|triton==|nvidia-|cuda-)/ } keep' >train.txt.new
 mv train.txt.new train.txt
+
+# The other estimators of benchmarks/memory.py. unsloth's own dependencies (torch and more) are left out: the file of it
+# that is run needs none of them.
+universal=(uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header)
+{
+  echo "# made by: make pins"
+  "${universal[@]}" estimators.in
+  echo "unsloth==2026.10.9" | "${universal[@]}" --no-deps -
+} >estimators.txt.new
+mv estimators.txt.new estimators.txt

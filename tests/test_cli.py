@@ -11,6 +11,7 @@ import pytest
 
 from peftsmith import cli
 from peftsmith.operations import OPERATIONS
+from tests.conftest import REPOSITORY
 
 
 def run(capsys, *arguments):
@@ -79,3 +80,24 @@ def test_output_has_no_colour_codes_when_it_is_not_a_terminal(tiny_model):
     )
     assert "llama" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tiny_model):
+    command = f"{sys.executable} -m peftsmith.cli inspect-model {tiny_model} --json | head -c 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "mcp_server")},
+    )
+    assert "Traceback" not in done.stderr and done.stdout == "{"
+
+
+def test_what_files_say_cannot_steer_the_terminal(capsys):
+    found = {"findings": [], "name": "a\x1b]0;title\x07b", "layers": [{"kind\x1b[2J": 1.5}, {"kind": []}]}
+    cli._show(found)
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].split() == ["name", "a", "]0;title", "b"]
+    assert "\x1b" not in shown and "\x07" not in shown
+    assert shown.splitlines()[1:] == ["layers", "  1", "    kind [2J 1.5", "  2", "    kind none", "no findings"]

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError, validate_call
@@ -31,13 +32,15 @@ SHORT_NAMES = {
     "check_project": "check",
     "diagnose_failure": "diagnose",
 }
-_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan", "unknown": "magenta"}
+_BOLD = 1  # SGR codes (ECMA-48), as the colours below
+_STYLES = {"error": (1, 31), "warning": (33,), "info": (36,), "unknown": (35,)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. 0 clean, 1 findings, 2 wrong use or refused, 3 something could not be checked."""
     files.set_roots(["/"])  # whoever types a path in a shell may read it anyway
-    options = vars(_parser().parse_args(arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    options = vars(_parser(given).parse_args(given))
     operation = OPERATIONS[options.pop("operation")]
     del options["command"]
     as_json = options.pop("json")
@@ -50,14 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(faults, as_json)
     except KeyboardInterrupt:
         return _refused("Interrupted; runs that were started go on, see `peftsmith list-runs`.", as_json)
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False, indent=2))
-    else:
-        _show(result)
+    try:
+        if as_json:
+            print(json.dumps(result, ensure_ascii=False, indent=2))
+        else:
+            _show(result)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_code(result["findings"])
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for these arguments: only a command that is among them gets its parameters, which take time to read
+    from the signature."""
     parser = argparse.ArgumentParser(
         prog="peftsmith",
         description="From base model and data to a LoRA or QLoRA adapter that is proven and can be served.",
@@ -70,8 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         text = " ".join((inspect.getdoc(operation.run) or "").split())
         command = commands.add_parser(name.replace("_", "-"), aliases=aliases, help=operation.title, description=text)
         command.set_defaults(operation=name)
-        command.add_argument("--json", action="store_true", help="print the result as JSON")
-        _add_parameters(command, operation)
+        if {name.replace("_", "-"), *aliases} & set(given):
+            command.add_argument("--json", action="store_true", help="print the result as JSON")
+            _add_parameters(command, operation)
     return parser
 
 
@@ -104,7 +114,7 @@ def _with_default(description: str, parameter: inspect.Parameter) -> str:
     return description if parameter.default is None else f"{description} [{parameter.default}]".strip()
 
 
-def _kind(hint: Any) -> tuple[type, list[str] | None, str]:
+def _kind(hint: Any) -> tuple[Callable[[str], Any], list[str] | None, str]:
     """(type of one value, allowed values if there are only some, description) of a parameter's annotation."""
     description = ""
     if get_origin(hint) is Annotated:
@@ -114,6 +124,8 @@ def _kind(hint: Any) -> tuple[type, list[str] | None, str]:
         hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) is Literal:
         return str, list(get_args(hint)), description.replace("%", "%%")
+    if get_origin(hint) in (dict, list):
+        return json.loads, None, f"{description} JSON.".replace("%", "%%")
     return hint, None, description.replace("%", "%%")
 
 
@@ -126,35 +138,41 @@ def _refused(message: str, as_json: bool) -> int:
 
 
 def _show(result: Result) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.tree import Tree
+    """One line a value, indented by depth; then the findings. Colours on a terminal only (https://no-color.org)."""
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
-    console = Console(highlight=False)
-    tree = Tree("", hide_root=True)
-    _grow(tree, {key: value for key, value in result.items() if key != "findings"})
-    console.print(tree)
+    def styled(text: str, *codes: int) -> str:
+        return f"\x1b[{';'.join(map(str, codes))}m{text}\x1b[0m" if coloured else text
+
+    for depth, key, text in _lines({key: value for key, value in result.items() if key != "findings"}):
+        print(f"{'  ' * depth}{styled(_printable(key), _BOLD)} {_printable(text)}".rstrip())
     for each in result["findings"]:
-        style = _STYLES[each["severity"]]
-        console.print(f"[{style}]{each['severity']:7}[/] [bold]{each['id']}[/] {escape(each['message'])}")
+        severity = styled(f"{each['severity']:7}", *_STYLES[each["severity"]])
+        print(f"{severity} {styled(each['id'], _BOLD)} {_printable(each['message'])}")
         if each["severity"] != "info":
-            console.print(f"        fix: {escape(each['fix'])}")
+            print(f"        fix: {_printable(each['fix'])}")
     if not result["findings"]:
-        console.print("no findings")
+        print("no findings")
 
 
-def _grow(tree: Any, value: Mapping[str, Any]) -> None:
-    from rich.markup import escape
-
+def _lines(value: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[int, str, str]]:
+    """(depth, key, text) of every value; what holds others has no text of its own."""
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
-            _grow(tree.add(f"[bold]{escape(str(key))}[/]"), item)
+            yield depth, str(key), ""
+            yield from _lines(item, depth + 1)
         elif isinstance(item, list) and item and isinstance(item[0], Mapping):
-            branch = tree.add(f"[bold]{escape(str(key))}[/]")
+            yield depth, str(key), ""
             for number, each in enumerate(item, 1):
-                _grow(branch.add(f"[dim]{number}[/]"), each)
+                yield depth + 1, str(number), ""
+                yield from _lines(each, depth + 2)
         else:
-            tree.add(f"[bold]{escape(str(key))}[/] {escape(_plain(item))}")
+            yield depth, str(key), _plain(item)
+
+
+def _printable(text: str) -> str:
+    """Names and texts come from files that anybody wrote: nothing of them may steer the terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
 
 
 def _plain(item: Any) -> str:

@@ -20,6 +20,7 @@ Result = dict[str, Any]
 Project = Annotated[str, Field(description="Folder of the fine-tuning project, relative to the working folder.")]
 Model = Annotated[str, Field(description="Base model: a local folder or a hub id such as owner/name.")]
 Revision = Annotated[str | None, Field(description="Commit of the hub model (40 hex digits).")]
+Exact = Annotated[bool, Field(description="Ask the real classes (needs a training environment).")]
 
 
 def _result(findings: Iterable[Finding], **rest: Any) -> Result:
@@ -54,17 +55,18 @@ def make_environment(
     return _result([], run=run.to_json())
 
 
-def inspect_model(model: Model, revision: Revision = None) -> Result:
-    """What a base model is, read from config.json, the tokenizer files and the safetensors headers without loading a
-    weight: architecture, exact parameter count, linear modules, tied embeddings, quantisation, chat template, special
-    tokens, licence."""
-    from peftsmith.model import anatomy
+def inspect_model(model: Model, revision: Revision = None, exact: Exact = False) -> Result:
+    """What a base model is, read from config.json, the tokenizer files and the safetensors or GGUF headers without
+    loading a weight: architecture, exact parameter count, linear modules, tied embeddings, quantisation, chat template,
+    special tokens, licence, whether access is gated."""
+    from peftsmith.model import skeleton
 
-    body = anatomy.inspect(model, revision)
+    body = skeleton.inspect(model, revision, files.resolve("."), exact_modules=exact)
     return _result(body.findings, model=body.to_json())
 
 
 Preset = Literal["query-value", "attention", "mlp", "all-linear", "experts", "everything"]
+Rank = Annotated[int | None, Field(ge=1, description="16 for LoRA, PEFT's default elsewhere, when left out.")]
 Method = Annotated[str, Field(description="full, lora, qlora, or any PEFT type, such as ia3 or prompt_tuning.")]
 Optimizer = Literal[
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd",
@@ -83,21 +85,38 @@ def find_target_modules(
     most_share: Annotated[
         float | None, Field(gt=0, le=1, description="Name the choice that trains at most this share of all parameters.")
     ] = None,
+    config: Annotated[
+        dict[str, Any] | None,
+        Field(description="Judge these fields of a PEFT config as well: target_modules, target_parameters and so on."),
+    ] = None,
+    rank_pattern: Annotated[
+        dict[str, int] | None, Field(description="Other ranks by module name ending or pattern, as in LoraConfig.")
+    ] = None,
+    exact: Exact = False,
     revision: Revision = None,
 ) -> Result:
     """Which modules an adapter should reach, as the exact value for PEFT, with layers matched out of layers present,
     exact trainable parameters and share at this rank, and which servers can serve it."""
-    from peftsmith.model import anatomy, targets
+    from peftsmith.model import skeleton, targets
 
-    body = anatomy.inspect(model, revision)
-    found = targets.find(body, rank=rank, preset=preset, include=(include,) if include else (), method=method.upper())
-    fitting = targets.smallest(body, rank=rank, most_share=most_share) if most_share else None
+    body = skeleton.inspect(model, revision, files.resolve("."), exact_modules=exact)
+    found = targets.find(
+        body,
+        rank=rank,
+        preset=preset,
+        include=(include,) if include else (),
+        method=method.upper(),
+        rank_pattern=rank_pattern,
+    )
+    if config:
+        found.append(targets.own(body, config, rank=rank, method=method.upper(), rank_pattern=rank_pattern))
+    fitting = targets.smallest(body, rank=rank, most_share=most_share, method=method.upper()) if most_share else None
     return _result(
         [*body.findings, *(f for choice in found for f in choice.findings)],
         model=body.id,
         rank=rank,
         choices=[choice.to_json() for choice in found],
-        within_share=fitting.preset if fitting else None,
+        within_share={"preset": fitting.preset, "rank": fitting.rank} if fitting else None,
     )
 
 
@@ -161,7 +180,7 @@ def prepare_dataset(
 def estimate_memory(
     model: Model,
     method: Method = "lora",
-    rank: Annotated[int, Field(ge=1)] = 16,
+    rank: Rank = None,
     target_modules: Preset = "all-linear",
     batch_size: Annotated[int, Field(ge=1, description="Rows on the device in one step.")] = 1,
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in the longest row.")] = 1024,
@@ -180,6 +199,13 @@ def estimate_memory(
     gpus: Annotated[int, Field(ge=1, description="Devices; the answer is for one of them.")] = 1,
     sharding: Literal["none", "ddp", "zero2", "zero3", "fsdp2"] = "none",
     offload: Literal["none", "optimizer", "all"] = "none",
+    details: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Seldom needed: packing, autocast, kbit_prepared, dropout, accumulates, target_length, "
+            "completion_length, generations, labels; any other name is a field of PEFT's config, such as use_dora."
+        ),
+    ] = None,
     fits_gib: Annotated[float | None, Field(gt=0, description="Memory there is, in GiB: then says what fits.")] = None,
     gpu: Annotated[str | None, Field(description="Or a GPU by name, such as L4 or A100-80GB.")] = None,
     alternatives: Annotated[bool, Field(description="Also compare other ways to do the same job.")] = False,
@@ -191,10 +217,11 @@ def estimate_memory(
 ) -> Result:
     """How much memory fine-tuning will take: allocated, reserved and whole device with a range each, the terms it is
     made of, what it assumes, what would fit in `fits_gib` or on `gpu`, and what else could be done. An estimate."""
-    from peftsmith.model import anatomy, answers, memory
+    from peftsmith.model import answers, skeleton
+    from peftsmith.model.request import Request, with_details
 
-    body = anatomy.inspect(model, revision)
-    request = memory.Request(
+    body = skeleton.inspect(model, revision, files.resolve("."))
+    request = Request(
         method=method,
         rank=rank,
         targets=target_modules,
@@ -213,7 +240,7 @@ def estimate_memory(
     )
     answer = answers.memory_answer(
         body,
-        request,
+        with_details(request, details or {}),
         gib=fits_gib,
         gpu=gpu,
         alternatives=alternatives,
@@ -231,7 +258,7 @@ def estimate_time(
     epochs: Annotated[float, Field(gt=0)] = 1.0,
     padding: Annotated[float, Field(ge=0, lt=1, description="Share of a batch that is padding; 0 when packed.")] = 0.0,
     method: Method = "lora",
-    rank: Annotated[int, Field(ge=1)] = 16,
+    rank: Rank = None,
     batch_size: Annotated[int, Field(ge=1)] = 1,
     sequence_length: Annotated[int, Field(ge=8)] = 1024,
     gradient_checkpointing: bool = True,
@@ -244,9 +271,9 @@ def estimate_time(
 ) -> Result:
     """How long training will take on a GPU, as a range, from FLOPs and bytes; with cost and energy for a price and a
     power that you give. An estimate: measure a few steps before you pay for many."""
-    from peftsmith.model import anatomy, memory, speed
+    from peftsmith.model import memory, skeleton, speed
 
-    body = anatomy.inspect(model, revision)
+    body = skeleton.inspect(model, revision, files.resolve("."))
     request = memory.Request(
         method=method, rank=rank, batch_size=batch_size, sequence_length=sequence_length,
         gradient_checkpointing=gradient_checkpointing, gpus=gpus,

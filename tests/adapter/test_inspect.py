@@ -252,9 +252,9 @@ def test_forty_megabytes_take_about_a_second(tmp_path):
         tensors[f"{PREFIX}.{layer}.self_attn.q_proj.lora_B.weight"] = ("BF16", (20480, 16), block)
     folder = write(tmp_path / "a", tensors, r=16, target_modules=["q_proj"])
     assert (folder / "adapter_model.safetensors").stat().st_size > 40_000_000
-    began = time.monotonic()
+    began = time.process_time()
     assert inspect.inspect(folder).findings == []
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
 
 
 @pytest.mark.training

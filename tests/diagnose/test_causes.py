@@ -158,9 +158,9 @@ def test_long_hostile_logs_take_no_time(tmp_path):
         "\x1b[" + ";" * 500_000,
     ):
         (tmp_path / "log").write_text(text, encoding="utf-8")
-        began = time.monotonic()
+        began = time.process_time()
         causes.diagnose(tmp_path, run_id=None, log=tmp_path / "log")
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
 
 
 def test_only_the_ends_of_a_huge_log_are_read(tmp_path):

@@ -62,6 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "id": model,
                 "sha": COMMIT,
                 "siblings": [{"rfilename": each} for each in names],
+                "gated": "manual" if model == "own/granted" else False,
                 "tags": ["text-generation", "license:apache-2.0"],
             }
             self._end(200, {"Content-Type": "application/json"}, json.dumps(body).encode())

@@ -48,6 +48,14 @@ def at(monkeypatch, tmp_path):
     return point
 
 
+def test_a_gated_model_with_access_says_so(tiny_model, at):
+    with serve({"own/granted": tiny_model, "own/tiny": tiny_model}) as hub:
+        at(hub.url)
+        granted, free = anatomy.inspect("own/granted"), anatomy.inspect("own/tiny")
+    assert granted.gated is True and "model.access.gated" in {each.id for each in granted.findings}
+    assert free.gated is False and "model.access.gated" not in {each.id for each in free.findings}
+
+
 def test_a_hub_model_is_read_without_its_weights(models, at):
     with serve(models) as hub:
         at(hub.url)

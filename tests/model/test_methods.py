@@ -87,6 +87,22 @@ def test_a_rank_pattern_counts_for_the_modules_it_ends():
     assert methods.cost("LORA", linear(64, 64, "m.k_proj"), options, HALF).trainable == 8 * 128
 
 
+def test_alike_layers_are_worked_out_once_but_a_pattern_may_tell_them_apart():
+    names = [f"model.layers.{number}.self_attn.q_proj" for number in range(12)]
+    modules = {name: linear(64, 64, name) for name in names}
+    numbers = methods.Numbers(2, 4, False, False)
+    plain = methods.costs("LORA", modules, {"r": 8}, numbers)
+    assert {cost.trainable for cost in plain.values()} == {8 * 128}
+    one = methods.costs("LORA", modules, {"r": 8, "rank_pattern": {r"layers\.1\.self_attn\.q_proj": 2}}, numbers)
+    assert [name for name in names if one[name].trainable == 2 * 128] == [names[1]]
+    third = methods.costs("IA3", modules, {"target_modules": names, "feedforward_modules": r".*\.3\..*"}, numbers)
+    assert third == {
+        name: methods.cost("IA3", module, {"feedforward_modules": r".*\.3\..*"}, numbers)
+        for name, module in modules.items()
+    }
+    assert third[names[3]] != third[names[4]]
+
+
 def test_a_delta_weight_is_kept_whole():
     cost = methods.cost("LOHA", linear(4096, 1024), {}, HALF)
     assert cost.trainable == 2 * 8 * (4096 + 1024)

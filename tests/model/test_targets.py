@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -88,7 +89,7 @@ def test_unmatched_names(tinyllama):
         (["q_proj", "self_attn"], 8, ["model.targets.unmatched", "model.targets.not_adaptable"]),
         (r".*layers\.\d+\.self_attn.*", 4, ["model.targets.not_adaptable"]),
         (["q_proj", "input_layernorm"], 4, ["model.targets.unmatched", "model.targets.not_adaptable"]),
-        (["q_proj", "lm_head"], 8, ["model.targets.head"]),
+        (["q_proj", "lm_head"], 8, ["model.targets.head", "model.targets.embeddings_saved"]),
         (["k_proj"], 300, ["model.targets.rank_too_high", "model.targets.share_high"]),
         ("all-linear", 16, ["model.targets.share_high"]),
         ("all-linear", 256, ["model.targets.share_too_high"]),
@@ -155,3 +156,44 @@ def test_a_head_that_peft_would_not_leave_out_is_never_reached_by_a_preset(tmp_p
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (choice,) = targets.find(anatomy.inspect(str(tmp_path)), rank=8, preset="all-linear")
     assert choice.modules == 8 and choice.value != "all-linear"
+
+
+def test_what_peft_refuses_is_an_error(tinyllama):
+    config = {"target_modules": ["q_proj"], "layers_pattern": "layers"}
+    assert "model.targets.refused" in {each.id for each in targets.own(tinyllama, config, rank=8).findings}
+
+
+def test_embeddings_that_are_saved_with_the_adapter_are_named_with_their_size(tinyllama):
+    found = {
+        each.id: each
+        for each in targets.own(tinyllama, {"target_modules": ["q_proj", "embed_tokens"]}, rank=8).findings
+    }
+    assert found["model.targets.embeddings_saved"].evidence["bytes"] == 2 * tinyllama.vocab * tinyllama.hidden
+
+
+def test_tied_embeddings_that_both_get_the_adapter_are_no_error(tinyllama):
+    tied = replace(
+        tinyllama,
+        tied_embeddings=True,
+        skeleton=replace(tinyllama.skeleton, tied={"lm_head.weight": "model.embed_tokens.weight"}),
+    )
+    both = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
+    assert "model.targets.tied_head" not in {each.id for each in targets.own(tied, both, rank=8).findings}
+    del both["ensure_weight_tying"]
+    assert "model.targets.tied_head" in {each.id for each in targets.own(tied, both, rank=8).findings}
+
+
+def test_the_rank_is_halved_until_a_preset_is_small_enough(tinyllama):
+    [least] = [targets.find(tinyllama, rank=1, preset="query-value")[0].share]
+    found = targets.smallest(tinyllama, rank=16, most_share=least)
+    assert found is not None and found.rank == 1
+    assert targets.smallest(tinyllama, rank=16, most_share=least / 2) is None
+
+
+def test_rank_pattern_counts(tinyllama):
+    plain, other = (
+        targets.find(tinyllama, rank=8, preset="query-value", rank_pattern=pattern)[0].trainable
+        for pattern in (None, {"q_proj": 16})
+    )
+    layers, width = tinyllama.layers, tinyllama.heads * tinyllama.head_dim
+    assert other - plain == layers * 8 * (tinyllama.hidden + width)

@@ -24,6 +24,14 @@ KEPT_BY_ACTIVATION = {
     "relu2": 2,
     "relu_squared": 2,
 }
+# Under autocast gelu_new's power is float32 (torch's list of float32 operations), and so is what follows it: x, tanh and
+# 1 + tanh in float32 beside 0.5 x in 16 bits.
+GELU_NEW_UNDER_AUTOCAST = 7
+# What classes take where a config.json says nothing (configuration_<type>.py): written-out activations, dropout on the
+# residual stream, positions that are learned or added to the scores instead of rotated into query and key.
+_GELU_NEW = ("gpt2", "gptj", "gpt_neo", "codegen", "phi")
+_DROPOUT = ("gpt2", "gpt_bigcode", "opt")
+_NOT_ROTARY = ("gpt2", "gpt_bigcode", "gpt_neo", "opt", "bloom", "mpt", "xglm", "biogpt")
 # A scan over states has no formula here: what its projections put out, three times over (input, state, output).
 STATE_COPIES = 3
 FLOAT32 = 4
@@ -31,7 +39,8 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Numbers:
-    """How a run computes. Bytes a number: `wide` of a linear layer's output, `attention` of q, k, v, `adapter` of LoRA.
+    """How a run computes. Bytes a number: `wide` of a linear layer's output, `attention` of q, k, v, `adapter` of LoRA,
+    `logit` of the head's output.
 
     `autocast` as HF's Trainer sets it with bf16 or fp16; `masked`: a padding mask reaches the attention kernel;
     `flash`: FlashAttention instead of SDPA; `math`: SDPA falls back to the kernel that keeps all probabilities;
@@ -48,6 +57,7 @@ class Numbers:
     dropout: bool
     eager: bool = False
     trained: bool = False
+    logit: int = 2
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,9 @@ def geometry(config: Mapping[str, Any], *, heads: int, kv_heads: int, head_dim: 
         "feed_forward_proj",
         "activation",
     )
-    activation = next((text[name] for name in names if isinstance(text.get(name), str)), "silu")
+    kind = text.get("model_type")
+    usual = "gelu_new" if kind in _GELU_NEW else "silu"
+    activation = next((text[name] for name in names if isinstance(text.get(name), str)), usual)
     per_token = next(
         (text[name] for name in ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_k")
          if isinstance(text.get(name), int)), 2,
@@ -87,17 +99,17 @@ def geometry(config: Mapping[str, Any], *, heads: int, kv_heads: int, head_dim: 
         head_dim=head_dim,
         activation=str(activation).removeprefix("gated-"),
         experts_per_token=per_token,
-        dropout=any(isinstance(text.get(name), float) and text[name] > 0 for name in rates),
-        rotary=any(
-            name in text for name in ("rope_theta", "rope_parameters", "rope_scaling", "rotary_dim", "rotary_pct")
-        ),
+        dropout=any(isinstance(text.get(name), float) and text[name] > 0 for name in rates)
+        or (kind in _DROPOUT and not any(name in text for name in rates)),
+        rotary=kind not in _NOT_ROTARY and text.get("alibi") is not True,
     )
 
 
 def block(body: Block, geo: Geometry, length: int, numbers: Numbers) -> float:
     """Bytes a token that one block keeps, adapters left out. `length` in tokens of a row."""
     kept: float = body.norms * FLOAT32 * body.hidden
-    kept -= body.centred_norms * (FLOAT32 - numbers.wide) * body.hidden
+    if not numbers.autocast:  # which makes layer_norm's input float32, and keeps that
+        kept -= body.centred_norms * (FLOAT32 - numbers.wide) * body.hidden
     kept += sum(_attention(each, geo, length, numbers) for each in body.attention)
     kept += sum(_feed_forward(each, geo, numbers) for each in body.feed_forward)
     kept += sum(_experts(each, geo, body.hidden, numbers) for each in body.experts)
@@ -129,8 +141,10 @@ def _attention(unit: Attention, geo: Geometry, length: int, numbers: Numbers) ->
 
 
 def _feed_forward(unit: FeedForward, geo: Geometry, numbers: Numbers) -> float:
-    tensors = KEPT_BY_ACTIVATION.get(geo.activation, 1) + (2 if unit.gated else 0)
-    return tensors * numbers.wide * unit.width
+    tensors = KEPT_BY_ACTIVATION.get(geo.activation, 1)
+    if geo.activation == "gelu_new" and numbers.autocast and numbers.wide == 2:
+        tensors = GELU_NEW_UNDER_AUTOCAST
+    return (tensors + (2 if unit.gated else 0)) * numbers.wide * unit.width
 
 
 def _experts(unit: Experts, geo: Geometry, hidden: int, numbers: Numbers) -> float:

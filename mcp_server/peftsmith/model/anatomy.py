@@ -8,16 +8,16 @@ and quantisation by their many names (traits.py), what it costs (memory.py). Wha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, Severity, finding
-from peftsmith.model import catalogue, layouts, source, stored, tokens, traits
+from peftsmith.model import agreement, catalogue, layouts, source, stored, tokens, traits
 from peftsmith.model.headers import Tensor
 from peftsmith.model.modules import Skeleton
 from peftsmith.model.roles import role
@@ -28,8 +28,8 @@ _LINEAR = ("linear", "conv1d")
 _NO_GENERATION = ("Classification", "ForMaskedLM", "ForQuestionAnswering", "ForMultipleChoice", "Model")
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+T = TypeVar("T")
 _FAULTS_SHOWN = 5
-_COMPARED_AT_ONCE = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Anatomy:
     bos_token_id: int | None
     chat_template: str | None
     licence: str | None
+    gated: bool | None = None
     findings: list[Finding] = field(default_factory=list, repr=False)
     quantization_detail: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -86,6 +87,16 @@ class Anatomy:
             if m.kind in _LINEAR and f"{m.name}.weight" not in tied
         }
 
+    @cached_property
+    def _worked_out(self) -> dict[Hashable, Any]:
+        return {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, worked out once for this model; `key` must hold all else that it depends on."""
+        if key not in self._worked_out:
+            self._worked_out[key] = make()
+        return self._worked_out[key]  # type: ignore[no-any-return]
+
     @property
     def other_modules(self) -> tuple[str, ...]:
         """Modules that LoRA cannot adapt: containers, norms, and what has parameters of another kind."""
@@ -96,7 +107,16 @@ class Anatomy:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `linear` is summed up by module name, unknown counts are null."""
-        skipped = {"findings", "linear", "folder", "chat_template", "skeleton", "config", "quantization_detail"}
+        skipped = {
+            "_worked_out",
+            "findings",
+            "linear",
+            "folder",
+            "chat_template",
+            "skeleton",
+            "config",
+            "quantization_detail",
+        }
         plain = {name: value for name, value in vars(self).items() if name not in skipped}
         leaves: dict[str, Counter[tuple[int, int]]] = {}
         for name, sizes in self.linear.items():
@@ -131,12 +151,15 @@ def inspect(model: str, revision: str | None = None, *, trust_remote_code: bool 
     return describe(source.open_model(model, revision), trust_remote_code=trust_remote_code)
 
 
-def describe(model: source.ModelFiles, *, trust_remote_code: bool = False) -> Anatomy:
-    """The anatomy of opened files."""
+def describe(model: source.ModelFiles, *, trust_remote_code: bool = False, real: Skeleton | None = None) -> Anatomy:
+    """The anatomy of opened files. `real` is the skeleton of the real classes, where they were asked (skeleton.py)."""
     config = model.config
     findings = list(model.notes)
     scheme, detail = traits.quantization(config)
     implied = layouts.skeleton(config)
+    if real is not None:
+        findings += agreement.with_classes(implied, real)
+        implied = real
     tensors = {name: each for name, each in model.tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     packed = stored.is_packed(tensors)
     if implied is not None:
@@ -174,6 +197,8 @@ def describe(model: source.ModelFiles, *, trust_remote_code: bool = False) -> An
     text = tokens.read(model, sizes["vocab"] or None)
     if model.licence is None:
         findings.append(finding("model.licence.unknown"))
+    if model.gated:
+        findings.append(finding("model.access.gated"))
     found = Anatomy(
         id=model.id,
         commit=model.commit,
@@ -194,6 +219,7 @@ def describe(model: source.ModelFiles, *, trust_remote_code: bool = False) -> An
         bos_token_id=text.bos,
         chat_template=text.chat_template,
         licence=model.licence,
+        gated=model.gated,
         findings=[*findings, *text.findings],
         quantization_detail=detail,
     )
@@ -225,7 +251,7 @@ def _modules(
         have = stored.parameters(tensors, fuse=any(module.kind == "experts" for module in implied.modules))
         want = {f"{m.name}.{leaf}": shape for m in implied.modules for leaf, shape in m.parameters.items()}
         if len(want.keys() & have.keys()) * 2 >= len(want):
-            return implied, _contradictions(have, want, implied.tied)
+            return implied, agreement.contradictions(have, want, implied.tied)
         return implied, [finding("model.tensors.renamed", stored=sorted(have)[:_FAULTS_SHOWN])]
     kind = _name(config.get("model_type")) or "unknown"
     read = stored.skeleton(
@@ -243,7 +269,7 @@ def _with_real_ties(
     """The skeleton without a tie that the weights contradict: both ends are stored, and they differ."""
     for name, target in body.tied.items():
         if not packed and name in tensors and target in tensors:
-            tied, notes = _really_tied(folder, tensors[target], tensors[name])
+            tied, notes = agreement.really_tied(folder, tensors[target], tensors[name])
             return (body if tied else replace(body, tied={})), notes
     return body, []
 
@@ -256,56 +282,6 @@ def _counted(tensors: Mapping[str, Tensor], body: Skeleton | None) -> dict[str, 
     """What is stored, shared tensors counted once."""
     ties = body.tied if body else {}
     return {name: each for name, each in tensors.items() if not (name in ties and ties[name] in tensors)}
-
-
-def _contradictions(
-    have: dict[str, tuple[int, ...]], want: dict[str, tuple[int, ...]], tied: Mapping[str, str]
-) -> list[Finding]:
-    """Stored shapes against those that config.json implies. Of two tied ends either may be stored, or both."""
-    for name, target in tied.items():
-        if name in want and target in want:
-            if name in have and target not in have:
-                del want[target]
-            elif name not in have:
-                del want[name]
-    missing = [name for name in want if name not in have]
-    unknown = [name for name in have if name not in want]
-    other = [name for name in want if name in have and have[name] != want[name]]
-    if not (missing or unknown or other):
-        return []
-    shown = [f"{name}: stored {list(have[name])}, config.json implies {list(want[name])}" for name in other]
-    shown += [f"{name}: not stored" for name in missing] + [
-        f"{files.clean(n, 200)}: not in config.json" for n in unknown
-    ]
-    return [
-        finding(
-            "model.tensors.contradict",
-            f"config.json and the weight files contradict each other in {len(shown)} tensors, such as {shown[0]}.",
-            examples=shown[:_FAULTS_SHOWN],
-            wrong_shape=len(other),
-            missing=len(missing),
-            unknown=len(unknown),
-        )
-    ]
-
-
-def _really_tied(folder: Path, embedding: Tensor, head: Tensor) -> tuple[bool, list[Finding]]:
-    """transformers 5 ties two stored tensors only when they are equal (modeling_utils.tie_weights)."""
-    if (embedding.dtype, embedding.shape) != (head.dtype, head.shape):
-        return False, [finding("model.embeddings.not_tied")]
-    paths = folder / embedding.file, folder / head.file
-    if not all(path.is_file() for path in paths):
-        return True, [finding("model.embeddings.tie_unchecked")]
-    with paths[0].open("rb") as first, paths[1].open("rb") as second:
-        first.seek(embedding.start)
-        second.seek(head.start)
-        left = embedding.size
-        while left:
-            step = min(left, _COMPARED_AT_ONCE)
-            if first.read(step) != second.read(step):
-                return False, [finding("model.embeddings.not_tied")]
-            left -= step
-    return True, []
 
 
 def _remote_code(config: Mapping[str, Any], body: Skeleton | None, *, opted_in: bool) -> list[Finding]:

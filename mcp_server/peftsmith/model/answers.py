@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from peftsmith.finding import Finding, finding
-from peftsmith.model import fits, inference, memory, speed
+from peftsmith.model import fits, inference, memory
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.request import Request
+
+_BITSANDBYTES = ("nf4", "nf4_double", "fp4", "int8")
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,33 @@ def memory_answer(
     else:
         estimate = memory.estimate(anatomy, request)
     parts["estimate"] = estimate.to_json()
-    room = gib if gib is not None else speed.gpu(gpu).memory_gib if gpu else None
+    room = gib if gib is not None else _memory_of(gpu) if gpu else None
     parts["fits"] = fits.what_fits(anatomy, request, room) if room else None
     parts["alternatives"] = fits.alternatives(anatomy, request) if alternatives else None
     parts["afterwards"] = inference.afterwards(anatomy, request, estimate.trainable)
-    findings = list(estimate.findings)
+    findings = [*estimate.findings, *_left_whole(anatomy, request)]
     if measured_gib is not None:
         parts["measured"] = against(estimate, measured_gib)
         if not parts["measured"]["within_range"]:
             findings.append(finding("model.memory.off", measured_gib=measured_gib, **parts["measured"]))
     return Answer(findings, parts)
+
+
+def _left_whole(anatomy: Anatomy, request: Request) -> list[Finding]:
+    """bitsandbytes replaces linear modules; experts that are one parameter stay as they are."""
+    if request.base_format not in _BITSANDBYTES or anatomy.skeleton is None:
+        return []
+    size = 2 * sum(module.elements for module in anatomy.skeleton.modules if module.kind == "experts")
+    if not size:
+        return []
+    message = f"The fused experts stay in 16 bits: {size / memory.GIB:.1f} GiB that bitsandbytes does not quantise."
+    return [finding("model.quantization.experts_left", message, gib=round(size / memory.GIB, 3))]
+
+
+def _memory_of(gpu: str) -> float:
+    from peftsmith.model import speed
+
+    return speed.gpu(gpu).memory_gib
 
 
 def against(estimate: memory.Estimate, measured_gib: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peftsmith.model.modules import Module, Skeleton
 from peftsmith.model.roles import role
@@ -78,19 +78,18 @@ def split(name: str) -> tuple[str, int, str] | None:
 
 def blocks(skeleton: Skeleton) -> tuple[Block, ...]:
     """The blocks of every stack, alike ones together, in the model's order."""
-    gathered: dict[tuple[str, int], list[Module]] = defaultdict(list)
+    gathered: dict[tuple[str, int], list[tuple[str, Module]]] = defaultdict(list)
     for module in skeleton.modules:
         place = split(module.name)
         if place:
             stack, number, rest = place
-            gathered[stack, number].append(
-                Module(rest, module.kind, module.inputs, module.outputs, module.parameters, module.cls)
-            )
+            gathered[stack, number].append((rest, module))
     alike: dict[tuple[str, tuple[tuple[str, str, int, int], ...]], list[int]] = defaultdict(list)
     for (stack, number), modules in gathered.items():
-        alike[stack, tuple((m.name, m.kind, m.inputs, m.outputs) for m in modules)].append(number)
+        alike[stack, tuple((rest, m.kind, m.inputs, m.outputs) for rest, m in modules)].append(number)
     return tuple(
-        _block(stack, tuple(numbers), tuple(gathered[stack, numbers[0]])) for (stack, _), numbers in alike.items()
+        _block(stack, tuple(numbers), tuple(replace(m, name=rest) for rest, m in gathered[stack, numbers[0]]))
+        for (stack, _), numbers in alike.items()
     )
 
 

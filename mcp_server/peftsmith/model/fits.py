@@ -18,6 +18,7 @@ from peftsmith.model.request import Request
 GIB = memory.GIB
 _MOST_DOUBLINGS = 16
 _LENGTH_STEP = 8
+_DEVICES = (2, 4, 8)
 
 
 def what_fits(anatomy: Anatomy, request: Request, gib: float) -> dict[str, Any]:
@@ -25,6 +26,8 @@ def what_fits(anatomy: Anatomy, request: Request, gib: float) -> dict[str, Any]:
     at its length, the longest rows at its batch, and the cheapest changes that would make it fit, in order."""
     if not 0 < gib < 1e6:
         raise PeftsmithError("The memory must be a positive number of GiB", value=gib, next_step="Try 24.")
+
+    request = replace(request, device_bytes=int(gib * GIB))
 
     def fits(**changes: Any) -> bool:
         return needs(anatomy, replace(request, **changes)) <= gib * GIB
@@ -51,6 +54,7 @@ def needs(anatomy: Anatomy, request: Request) -> int:
 def changes(anatomy: Anatomy, request: Request, gib: float) -> list[dict[str, Any]]:
     """Changes tried one after the other, each kept until the job fits: first those that cost nothing but time."""
     tried = []
+    request = replace(request, device_bytes=int(gib * GIB))
     for what, change in _cheapest_first(request, quantised=bool(anatomy.quantization)):
         request = replace(request, **change)
         high = needs(anatomy, request)
@@ -76,6 +80,11 @@ def _cheapest_first(request: Request, *, quantised: bool) -> Iterator[tuple[str,
     while batch:
         yield f"batch_size {batch}, gradient_accumulation doubled", {"batch_size": batch}
         batch //= 2
+    if request.offload == "none":
+        yield "optimiser states in main memory (slower steps)", {"offload": "optimizer"}
+    if request.gpus == 1 and request.sharding == "none":
+        for count in _DEVICES:
+            yield f"the model shared out over {count} GPUs (FSDP2)", {"gpus": count, "sharding": "fsdp2"}
     length = request.sequence_length // 2
     while length >= 256:
         yield f"rows cut at {length} tokens (loses what is longer)", {"sequence_length": length}

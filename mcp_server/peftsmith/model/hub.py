@@ -69,6 +69,7 @@ def open_remote(model: str, revision: str | None) -> ModelFiles:
         notes=notes,
         small=small,
         licence=_licence(info.tags or []),
+        gated=bool(info.gated),
     )
 
 

@@ -19,8 +19,9 @@ TRL_TOKENS, TRL_VOCABULARY = 4096, 32768
 TRL_TILES_IN_TORCH = 9
 # Bytes a logit. Stock: 16-bit logits, their float32 copy, float32 log-softmax and float32 gradient (transformers'
 # ForCausalLMLoss); with float32 logits two more. Narrow: no float32 copy, as the classes of transformers 4 outside the
-# Llama family worked (logits, their shifted copy, log-softmax and gradient, in the model's format). Fused: the
-# kernel writes the gradient into the float32 copy.
+# Llama family worked (logits, their shifted copy, log-softmax and gradient, in the model's format; under autocast all
+# in float32: torch's list of float32 operations has log_softmax and nll_loss, and accelerate's convert_outputs_to_fp32
+# the logits). Fused: the kernel writes the gradient into the float32 copy.
 STOCK, STOCK_FLOAT32, FUSED = 14, 16, 10
 # Liger's fused linear cross-entropy takes chunks of about hidden tokens x hidden (liger_kernel/ops/fused_linear_cross_
 # entropy.py: the number of chunks is vocabulary / hidden, rounded up to a power of two).
@@ -33,10 +34,8 @@ def held(
     """Bytes at the moment when the loss is worked out for `tokens` positions; `wide`: bytes a logit of the model."""
     if loss == "stock":
         return (STOCK_FLOAT32 if wide == 4 else STOCK) * vocab * tokens
-    if loss == "stock_narrow":
-        return 4 * wide * vocab * tokens
-    if loss == "fused_narrow":
-        return 3 * wide * vocab * tokens
+    if loss in ("stock_narrow", "fused_narrow"):
+        return (4 if loss == "stock_narrow" else 3) * (4 if autocast else wide) * vocab * tokens
     if loss == "fused":
         return FUSED * vocab * tokens
     if loss == "liger":

@@ -6,7 +6,7 @@ Does not know: how memory adds up over a training step (memory.py) or what to ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from peftsmith.errors import PeftsmithError
@@ -17,8 +17,8 @@ from peftsmith.model.methods_table import price
 from peftsmith.model.modules import Module
 
 __all__ = [
-    "APPROXIMATE", "METHODS", "WHOLE_MODEL", "Cost", "ModelCost", "Numbers", "Sizes", "cost", "trainable",
-    "whole_model",
+    "APPROXIMATE", "METHODS", "WHOLE_MODEL", "Cost", "ModelCost", "Numbers", "Sizes", "cost", "costs",
+    "trainable", "whole_model",
 ]  # fmt: skip
 
 _MODULE: Mapping[str, Callable[[Module, Options], Adapter]] = {
@@ -57,11 +57,30 @@ def cost(method: str, module: Module, options: Mapping[str, Any], numbers: Numbe
     Convolutions are priced with their kernel unfolded, an upper bound.
     Raises PeftsmithError for an unknown method or a module or option that PEFT would refuse.
     """
+    return costs(method, {module.name: module}, options, numbers)[module.name]
+
+
+def costs(method: str, modules: Mapping[str, Module], options: Mapping[str, Any], numbers: Numbers) -> dict[str, Cost]:
+    """`cost` of several modules, under the same keys. Modules that only their layer's number tells apart cost the
+    same, unless an option may be a pattern that a number matches."""
     if method in WHOLE_MODEL:
         raise PeftsmithError(
             f"{method} does not adapt single modules", next_step="Ask whole_model what it adds to a model."
         )
-    return price(_known(method)(module, Options(method, options, numbers)), module, numbers)
+    adapter, given = _known(method), Options(method, options, numbers)
+    by_number = any(map(_may_be_pattern, options.values()))
+    found: dict[Hashable, Cost] = {}
+    every = {}
+    for name, module in modules.items():
+        alike = module.name if by_number else module.alike
+        if alike not in found:
+            found[alike] = price(adapter(module, given), module, numbers)
+        every[name] = found[alike]
+    return every
+
+
+def _may_be_pattern(value: Any) -> bool:
+    return value not in (None, {}, []) and not isinstance(value, (int, float)) and not str(value).isidentifier()
 
 
 def whole_model(

@@ -32,6 +32,11 @@ def lora(module: Module, options: Options) -> Adapter:
     trainable = rank * (inputs + outputs) + options.bias(module)
     if module.kind == "embedding":
         return Adapter(trainable + outputs * bool(options["use_dora"]), "LORA+embedding", {"r": rank})
+    if options.get("frozen_a"):  # LoRA-FA: peft/optimizers/lorafa.py create_lorafa_optimizer freezes A
+        frozen = rank * inputs
+        return Adapter(
+            trainable - frozen, "LORA+fa", {"i": inputs, "r": rank}, frozen, frozen * options.numbers.adapter
+        )
     if options["use_dora"]:
         return Adapter(trainable + outputs, "LORA+dora", {"i": inputs, "r": rank})
     if options["lora_bias"]:

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from math import ceil, prod
 
@@ -18,6 +18,7 @@ from peftsmith.model.methods_base import Adapter, Column, Cost, Numbers
 from peftsmith.model.modules import Module
 
 _TERM = re.compile(r"([+-]?) ?(\d+(?:\.\d+)?)([A-Za-z]*)")
+_SECTION = re.compile(r"^(?=\[)", re.MULTILINE)
 _COLUMNS: tuple[Column, ...] = ("half", "autocast", "cast", "full")
 
 
@@ -60,32 +61,47 @@ def parse(text: str) -> Sum:
 
 
 @cache
+def _sections() -> Mapping[str, str]:
+    """The text of every row by its name; reading all of them takes longer than an estimate, which needs one."""
+    text = resources.files("peftsmith").joinpath("knowledge", "adapters.toml").read_text(encoding="utf-8")
+    return {part[1 : part.index("]")].strip('"'): part for part in _SECTION.split(text)[1:]}
+
+
+@cache
+def _row(name: str) -> Mapping[Column, Cell]:
+    row = tomllib.loads(_sections()[name])[name]
+    return {
+        column: Cell(
+            parse(row[column]["kept"]), tuple(map(parse, row[column]["peaks"])), column in row.get("shared", ())
+        )
+        for column in _COLUMNS
+    }
+
+
 def rows() -> Mapping[str, Mapping[Column, Cell]]:
     """Every row of the table by name and number format."""
-    file = resources.files("peftsmith").joinpath("knowledge", "adapters.toml")
-    return {
-        name: {
-            column: Cell(
-                parse(row[column]["kept"]), tuple(map(parse, row[column]["peaks"])), column in row.get("shared", ())
-            )
-            for column in _COLUMNS
-        }
-        for name, row in tomllib.loads(file.read_text(encoding="utf-8")).items()
-    }
+    return {name: _row(name) for name in _sections()}
 
 
 def price(adapter: Adapter, module: Module, numbers: Numbers) -> Cost:
     """The bytes of this adapter on this module; where adapter dropout matters there is a row of its own for it."""
-    table = rows()
-    row = f"{adapter.row}+dropout"
-    cell = table[row if numbers.dropout and row in table else adapter.row][numbers.column]
-    symbols = {"i": module.inputs, "o": module.outputs, **adapter.symbols}
+    symbols = (("i", module.inputs), ("o", module.outputs), *adapter.symbols.items())
+    return _price(adapter.row, adapter.trainable, adapter.frozen, adapter.frozen_bytes, symbols, numbers)
+
+
+@lru_cache(maxsize=1024)  # the layers of a model are alike
+def _price(
+    name: str, trainable: int, frozen: int, frozen_bytes: int, widths: tuple[tuple[str, float], ...], numbers: Numbers
+) -> Cost:
+    dropped = f"{name}+dropout"
+    cell = _row(dropped if numbers.dropout and dropped in _sections() else name)[numbers.column]
+    symbols = dict(widths)
     each, rest = cell.kept.line(symbols)
     moments = ((0.0, 0.0), *(peak.line(symbols) for peak in cell.peaks))
     return Cost(
-        trainable=adapter.trainable,
-        frozen=adapter.frozen,
-        frozen_bytes=adapter.frozen_bytes,
+        trainable=trainable,
+        frozen=frozen,
+        frozen_bytes=frozen_bytes,
         saved_per_token=each,
         saved=max(ceil(rest), 0),
         temporary_per_token=max(per_token for per_token, _ in moments),

@@ -6,13 +6,16 @@ Does not know: where a skeleton comes from (layouts.py, stored.py, skeleton.py) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
 Kind = Literal["linear", "conv1d", "embedding", "conv", "norm", "experts", "other"]
 Source = Literal["classes", "header", "config"]
+_LAYER = re.compile(r"\.\d+\.")
 KINDS: tuple[Kind, ...] = ("linear", "conv1d", "embedding", "conv", "norm", "experts", "other")
 
 
@@ -35,6 +38,12 @@ class Module:
     def leaf(self) -> str:
         return self.name.rpartition(".")[2]
 
+    @cached_property
+    def alike(self) -> tuple[Hashable, ...]:
+        """The same for modules that only their layer's number tells apart."""
+        shapes = tuple(self.parameters.items())
+        return _LAYER.sub(".0.", self.name), self.kind, self.inputs, self.outputs, self.cls, shapes
+
     @property
     def elements(self) -> int:
         return sum(map(prod, self.parameters.values()))
@@ -54,7 +63,7 @@ class Skeleton:
     containers: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Parameters as transformers counts them: shared ones once."""
         return sum(

@@ -6,7 +6,7 @@ Does not know: formulas of single parts (activations, losses, methods, weights),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from peftsmith.model import activations, losses, methods, weights
@@ -18,6 +18,7 @@ from peftsmith.model.request import Request
 from peftsmith.model.roles import ATTENTION, role
 
 Terms = dict[str, int]
+Ways = Mapping[tuple[str, ...], list[int]]
 _INPUT_GROUPS = {"query": "attention", "key": "attention", "value": "attention", "qkv": "attention", "gate": "mlp",
                  "up": "mlp", "gate_up": "mlp"}  # fmt: skip
 _DECODER = ("decoder",)
@@ -25,16 +26,21 @@ _DECODER = ("decoder",)
 
 @dataclass(frozen=True)
 class Job:
-    """A request with everything about the model looked up. `costs` maps adapted modules (full path) to their cost."""
+    """A request with everything about the model looked up. `ways` sorts the blocks of each body by what of them is
+    adapted. `costs` maps adapted modules (full path) to their cost; `trainable` parameters and `frozen_bytes` besides
+    are what the method adds in all, 0 for full fine-tuning."""
 
     anatomy: Anatomy
     request: Request
     numbers: Numbers
     geometry: Geometry
     bodies: tuple[Block, ...]
+    ways: tuple[Ways, ...]
     adapted: Mapping[str, Module]
     costs: Mapping[str, methods.Cost]
     whole: methods.ModelCost
+    trainable: int
+    frozen_bytes: int
 
 
 @dataclass(frozen=True)
@@ -59,44 +65,44 @@ def tokens_of(request: Request, whole: methods.ModelCost, stack: str) -> int:
     return rows * (length + whole.tokens)
 
 
+def ways_of(body: Block, adapted: Container[str]) -> Ways:
+    """The blocks of one kind by which of their modules are among the `adapted` (full paths)."""
+    names = [module.name for module in body.modules]
+    ways: dict[tuple[str, ...], list[int]] = {}
+    for number in body.numbers:
+        prefix = f"{body.stack}.{number}."
+        ways.setdefault(tuple(name for name in names if prefix + name in adapted), []).append(number)
+    return ways
+
+
 def passes(job: Job) -> list[Pass]:
     """Every kind of block that keeps something for the backward pass."""
     found = []
-    for body in job.bodies:
+    for body, ways in zip(job.bodies, job.ways, strict=True):
         tokens = tokens_of(job.request, job.whole, body.stack)
         length = tokens // job.request.batch_size // (2 if job.request.task == "dpo" else 1)
         plain = activations.block(body, job.geometry, length, job.numbers)
-        ways: dict[tuple[str, ...], int] = {}
-        names = [module.name for module in body.modules]
-        for number in body.numbers:
-            prefix = f"{body.stack}.{number}."
-            adapted = tuple(name for name in names if prefix + name in job.costs)
-            ways[adapted] = ways.get(adapted, 0) + 1
-        for adapted, count in ways.items():
-            prefix = f"{body.stack}.{_first(job, body, adapted)}."
-            costs = {name: job.costs[prefix + name] for name in adapted}
+        for adapted, numbers in ways.items():
+            costs = {name: job.costs[f"{body.stack}.{numbers[0]}.{name}"] for name in adapted}
             own = sum(cost.saved_per_token - cost.shared_input_per_token for cost in costs.values())
             per_token = plain + own + _shared_inputs(costs)
             kept = int(tokens * per_token) + sum(cost.saved for cost in costs.values())
-            found.append(Pass(count, tokens, body.hidden, kept, _temporary(job, body, tokens, costs)))
+            found.append(Pass(len(numbers), tokens, body.hidden, kept, _temporary(job, body, tokens, costs)))
     return found
 
 
-def _first(job: Job, body: Block, adapted: tuple[str, ...]) -> int:
-    if not adapted:
-        return body.numbers[0]
-    return next(n for n in body.numbers if all(f"{body.stack}.{n}.{name}" in job.costs for name in adapted))
-
-
 def _temporary(job: Job, body: Block, tokens: int, costs: Mapping[str, methods.Cost]) -> int:
-    """What a block's backward pass needs beyond what was kept: two gradients of the MLP, or an adapter's own work.
+    """What a block's backward pass needs beyond what was kept: gradients of the MLP's hidden layer (of the product, and
+    of each of its factors where it is gated; else of the activation's output and input; one less for a trained base,
+    whose saved product is gone by then) and of the block's output, or an adapter's own work.
 
     Adapters on attention run backward when what the MLP kept has been freed.
     """
     wide = job.numbers.wide
     widest = max((unit.width for unit in body.feed_forward), default=body.hidden)
     freed = sum(3 * wide * unit.width for unit in body.feed_forward)
-    most = wide * tokens * (widest + body.hidden)
+    gradients = max((3 if unit.gated else 2 for unit in body.feed_forward), default=1) - job.numbers.trained
+    most = wide * tokens * (gradients * widest + body.hidden)
     for name, cost in costs.items():
         after_mlp = role(f"layers.0.{name}") in ATTENTION
         own = int(cost.temporaries(tokens) - (tokens * freed if after_mlp else 0))
@@ -124,31 +130,33 @@ def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
     hidden = job.anatomy.hidden
     last = tokens_of(request, job.whole, "decoder")
     stock = request.loss == "stock" and request.task != "classification"
-    head = last * hidden * (4 + (numbers.wide if stock else 0))
+    head = last * hidden * (4 + (numbers.logit if stock else 0))
     loss = _loss(job, last)
-    logits = (
-        numbers.wide * job.anatomy.vocab * last if stock else 0
-    )  # the model's output, which the trainer still holds
     early = {"gradients": held.gradients if request.accumulates else 0}
-    unpacked = weights.dequantised(_skeleton(job), numbers.wide) if _unpacks(job) else 0
+    unpacked = (
+        job.anatomy.once(("unpacked", numbers.wide), lambda: weights.dequantised(_skeleton(job), numbers.wide))
+        if _unpacks(job)
+        else 0
+    )
     rows = request.batch_size * (2 if request.task == "dpo" else 1)
     whole = job.whole
     extra = {"method": int(last * whole.saved_per_token + rows * whole.saved_per_row) + whole.saved}
     unpacked += whole.temporary
     if request.gradient_checkpointing:
         kept = {"activations": sum(each.count * each.tokens * residual * each.hidden for each in steps)}
-        block = max((each.kept + each.temporary for each in steps), default=0)
+        # the output of the recomputed block lives until its backward pass is over
+        block = max((each.kept + each.temporary + each.tokens * residual * each.hidden for each in steps), default=0)
     else:
         kept = {"activations": sum(each.count * each.kept for each in steps)}
         block = max((each.temporary for each in steps), default=0)
     running = "recomputed_block" if request.gradient_checkpointing else "block_backward"
     found = {
         "loss": {**always, **early, **kept, **extra, "head": head, "loss": loss},
-        "backward": {**always, **early, **kept, **extra, running: max(block, unpacked), "logits": logits},
+        "backward": {**always, **early, **kept, **extra, running: max(block, unpacked)},
         "step": {**always, "gradients": held.gradients, "step": held.step},
     }
     if request.gradient_checkpointing:
-        first = {"activations": residual * last * hidden, running: max(block, unpacked), "logits": logits}
+        first = {"activations": residual * last * hidden, running: max(block, unpacked)}
         found["last_backward"] = {**always, "gradients": held.gradients, **first}
     if request.task == "grpo":
         found["generation"] = {**always, "cache": _cache(job), "loss": last * 4}
@@ -156,7 +164,7 @@ def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
         found["reference"] = {
             **always,
             **early,
-            "loss": losses.reference_logits(tokens=last, vocab=job.anatomy.vocab, wide=numbers.wide),
+            "loss": losses.reference_logits(tokens=last, vocab=job.anatomy.vocab, wide=numbers.logit),
         }
     return found
 
@@ -178,7 +186,7 @@ def _loss(job: Job, tokens: int) -> int:
         tokens=tokens,
         vocab=anatomy.vocab,
         hidden=anatomy.hidden,
-        wide=numbers.wide,
+        wide=numbers.logit,
         autocast=numbers.autocast,
         triton=request.device == "cuda",
         trained_head=numbers.trained,
@@ -190,8 +198,7 @@ def _copies(job: Job) -> Terms:
     keeps for the gradient of its input."""
     if not job.numbers.autocast:
         return {}
-    trained = sum(cost.trainable for cost in job.costs.values()) + job.whole.trainable
-    copies = 2 * trained if job.numbers.adapter == 4 else 0
+    copies = 2 * job.trainable if job.numbers.adapter == 4 else 0
     if job.request.precision == "fp32" and job.request.base_format in (None, "none"):
         copies += 2 * sum(i * o for i, o in job.anatomy.linear.values())
     return {"autocast_copies": copies}
@@ -207,7 +214,7 @@ def _cache(job: Job) -> int:
 
 
 def _unpacks(job: Job) -> bool:
-    return job.request.base_format in ("nf4", "fp4", "nf4_double", "int8") or bool(job.anatomy.quantization)
+    return job.request.base_format in weights.UNPACKED or bool(job.anatomy.quantization)
 
 
 def _skeleton(job: Job) -> Skeleton:

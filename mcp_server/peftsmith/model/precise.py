@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
 
 SECONDS = 300.0
-_FORMAT = 3
+_FORMAT = 4
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _TASKS = {"sft": "causal-lm", "dpo": "causal-lm", "classification": "sequence-classification", "seq2seq": "seq2seq"}
 _QUANTISERS: Mapping[str, dict[str, Any]] = {
@@ -41,21 +41,25 @@ _NEEDED: Mapping[str, dict[str, Any]] = {
     "PREFIX_TUNING": {"num_virtual_tokens": 20},
     "TRAINABLE_TOKENS": {"token_indices": [0], "target_modules": ["embed_tokens"]},
     "ADAPTION_PROMPT": {"adapter_len": 10, "adapter_layers": 1},
+    "CARTRIDGE": {"num_virtual_tokens": 20},
+    "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 20},
 }
 # A traced run differs from a real one by kernels' workspaces and the history of its batches.
 SPREAD = (0.97, 1.0, 1.06)
 
 
 def estimate(
-    anatomy: Anatomy, request: Request, environment: Environment, *, frozen: tuple[str, ...] = ()
+    anatomy: Anatomy, request: Request, environment: Environment, *, frozen: tuple[str, ...] = (), loop: str = "trainer"
 ) -> tuple[memory.Estimate, dict[str, Any]]:
     """The analytic estimate with its figures replaced by traced ones, and how they were traced. `frozen` names adapter
-    parameters that an optimiser leaves alone (lora_A with LoRA-FA).
+    parameters that an optimiser leaves alone (lora_A with LoRA-FA). `loop` "trainer" moves the whole model to the device, as
+    transformers and TRL do; in a "bare" loop after from_pretrained(device_map=...) buffers that PEFT made on the processor
+    stay there and are copied for every forward pass.
 
     Raises PeftsmithError for what cannot be traced: a library that fails, a method without a trace, a GRPO task.
     """
     check(anatomy, request)
-    traced = trace({**arguments_of(anatomy, request), "frozen": list(frozen)}, environment)
+    traced = trace({**arguments_of(anatomy, request), "frozen": list(frozen), "loop": loop}, environment)
     found = memory.estimate(anatomy, request)
     low, likely, high = memory.CUDA_CONTEXT
     allocated, reserved = (
@@ -92,6 +96,10 @@ def arguments_of(anatomy: Anatomy, request: Request) -> dict[str, Any]:
         )
     numbers = memory.numbers_of(anatomy, request)
     stored = request.base_format
+    if stored not in (None, "none", *_QUANTISERS):
+        raise PeftsmithError(
+            "There is no trace for a base in this format", value=stored, next_step="Leave precise out: the formulas do."
+        )
     return {
         "config": dict(anatomy.config),
         "task": _TASKS[request.task],
@@ -116,10 +124,12 @@ def _method(anatomy: Anatomy, request: Request) -> dict[str, Any] | None:
     if kind is None:
         return None
     fields: dict[str, Any] = {"peft_type": kind, **_NEEDED.get(kind, {})}
-    if kind not in methods.WHOLE_MODEL and "target_modules" not in fields:
+    if kind == "OFT":  # takes one of the two
+        fields |= {"r": 0} if request.options.get("oft_block_size") else {"oft_block_size": 0}
+    if (kind not in methods.WHOLE_MODEL or kind == "XLORA") and "target_modules" not in fields:
         wanted = request.targets
         chosen = targets.selection(anatomy, wanted) if isinstance(wanted, str) and wanted in targets.PRESETS else None
         fields |= chosen.to_json() if chosen else {"target_modules": wanted}
     if request.dropout and kind == "LORA":
         fields["lora_dropout"] = 0.1
-    return {**fields, "rank": request.rank, **request.options}
+    return {**fields, **request.method_options}

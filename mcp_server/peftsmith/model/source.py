@@ -44,7 +44,7 @@ class ModelFiles:
 
     `folder` is set for a local folder only. `small` is where config and tokenizer files lie (for a hub model the hub
     cache's snapshot). `tensors` is empty when there are no safetensors headers; `notes` then says why. `gguf` sums up
-    the GGUF files (gguf.summary) of a local folder that has nothing else.
+    the GGUF files (gguf.summary) of a local folder that has nothing else. `gated` is None where the hub was not asked.
     """
 
     id: str
@@ -55,6 +55,7 @@ class ModelFiles:
     notes: tuple[Finding, ...]
     small: Path
     licence: str | None = None
+    gated: bool | None = None
     gguf: dict[str, Any] | None = None
 
 

@@ -12,10 +12,13 @@ from typing import Any
 from peftsmith.finding import Finding, finding
 from peftsmith.model import reach, targets
 from peftsmith.model.anatomy import Anatomy
+from peftsmith.model.modules import Skeleton
 from peftsmith.model.roles import role
 
 SHARE_ERROR = 0.10
 SHARE_WARNING = 0.01
+# PEFT then puts the whole base embeddings into the adapter (peft/utils/constants.py EMBEDDING_LAYER_NAMES).
+_SAVED_WITH_BASE = ("embed_tokens", "lm_head")
 _SHOWN = 8
 
 
@@ -30,12 +33,15 @@ def judge(
     targets.check_rank(rank)
     fields = target_modules if isinstance(target_modules, Mapping) else {"target_modules": target_modules}
     value = fields.get("target_modules") or []
-    reached = targets.adapted(anatomy, fields)
+    skeleton = targets.known(anatomy)
+    adapted = reach.reach(skeleton, targets.fields_of(anatomy, fields, method), rank, method)
+    reached = adapted.names
+    refused = [finding("model.targets.refused", f"PEFT will stop: {why}.") for why in adapted.refused]
     if not reached:
-        return [finding("model.targets.no_match", target_modules=targets.shown(value))]
-    found = _names(anatomy, value) if value else []
+        return [*refused, finding("model.targets.no_match", target_modules=targets.shown(value))]
+    found = refused + (_names(anatomy, value) if value else [])
     found += _layers(anatomy, reached)
-    found += _ends(anatomy, reached)
+    found += _ends(anatomy, skeleton, reached, ties_both=fields.get("ensure_weight_tying") is True)
     found += _experts(anatomy, reached)
     for kind, id_ in (("router", "model.targets.router"), ("tower", "model.targets.tower")):
         names = sorted(name for name in reached if role(name) == kind)
@@ -67,9 +73,7 @@ def _layers(anatomy: Anatomy, reached: set[str]) -> list[Finding]:
     return [finding("model.targets.layers_partial", message, matched=len(layers), present=anatomy.layers)]
 
 
-def _ends(anatomy: Anatomy, reached: set[str]) -> list[Finding]:
-    skeleton = anatomy.skeleton
-    assert skeleton is not None
+def _ends(anatomy: Anatomy, skeleton: Skeleton, reached: set[str], *, ties_both: bool) -> list[Finding]:
     tied = {name.rpartition(".")[0] for pair in skeleton.tied.items() for name in pair}
     vocabulary = {m.name for m in skeleton.modules if m.kind == "embedding" and m.inputs == anatomy.vocab} | tied
     ends = sorted(
@@ -78,7 +82,12 @@ def _ends(anatomy: Anatomy, reached: set[str]) -> list[Finding]:
     if not ends:
         return []
     found = [finding("model.targets.head", modules=ends[:_SHOWN])]
-    if anatomy.tied_embeddings and any(name in tied for name in ends):
+    saved = [m for m in skeleton.modules if m.name in reached and m.leaf in _SAVED_WITH_BASE]
+    if saved:
+        size = 2 * anatomy.vocab * anatomy.hidden
+        message = f"PEFT saves the base's embeddings with the adapter: at least {size / 2**20:,.0f} MiB in 16 bits."
+        found.append(finding("model.targets.embeddings_saved", message, modules=[m.name for m in saved], bytes=size))
+    if anatomy.tied_embeddings and not ties_both and any(name in tied for name in ends):
         found.append(finding("model.targets.tied_head", modules=ends[:_SHOWN]))
     return found
 

@@ -56,6 +56,7 @@ class Choice:
     """One way to set the targets. `share` is trainable / (all parameters, adapter included)."""
 
     preset: str
+    rank: int
     value: Value
     config: dict[str, Any]
     modules: int
@@ -98,7 +99,7 @@ def find(
 
 def selection(anatomy: Anatomy, preset: str, include: Sequence[Role] = (), method: str = "LORA") -> Selection | None:
     """The exact PEFT values of a preset; None when the model has nothing of that kind that the method can adapt."""
-    skeleton = _known(anatomy)
+    skeleton = known(anatomy)
     wanted = [module.name for module in skeleton.modules if _is_wanted(module, preset, include)]
     if reach.guards_kernels(skeleton, method):
         wanted = [name for name in wanted if name.rpartition(".")[2] not in reach.READ_BY_KERNELS]
@@ -197,7 +198,7 @@ def fields_of(anatomy: Anatomy, value: Value | Mapping[str, Any] | Sequence[str]
 def adapted(anatomy: Anatomy, value: Value | Mapping[str, Any] | Sequence[str], *, method: str = "LORA") -> set[str]:
     """Full paths of the modules that a preset's name, a value for target_modules or a whole set of PEFT fields adapts;
     modules with fused experts among them."""
-    return reach.reach(_known(anatomy), fields_of(anatomy, value, method), method=method).names
+    return reach.reach(known(anatomy), fields_of(anatomy, value, method), method=method).names
 
 
 def count(anatomy: Anatomy, target_modules: Value | Sequence[str], rank: int) -> int:
@@ -219,7 +220,7 @@ def trainable(
     not say where adapters go (use_dora, bias, feedforward_modules) are options of the method.
     """
     check_rank(rank)
-    skeleton = _known(anatomy)
+    skeleton = known(anatomy)
     given = {**fields, "rank_pattern": {**(fields.get("rank_pattern") or {}), **(rank_pattern or {})}}
     found = reach.reach(skeleton, given, rank, method)
     options = {key: value for key, value in given.items() if key not in _PLACES}
@@ -261,17 +262,23 @@ def share(anatomy: Anatomy, trainable: int) -> float:
     return trainable / (anatomy.parameters + trainable) if anatomy.parameters else 0.0
 
 
-def smallest(anatomy: Anatomy, *, rank: int, most_share: float) -> Choice | None:
-    """The preset that adapts most while at most `most_share` (0 to 1) of all parameters train; None when none does."""
-    fitting = [choice for choice in find(anatomy, rank=rank) if choice.share <= most_share]
-    return max(fitting, key=lambda choice: (choice.layers_matched, choice.trainable), default=None)
+def smallest(anatomy: Anatomy, *, rank: int, most_share: float, method: str = "LORA") -> Choice | None:
+    """The preset that adapts most while at most `most_share` (0 to 1) of all parameters train. Where none does at this
+    rank, the rank is halved until one does; None when none does at rank 1."""
+    check_rank(rank)
+    while rank:
+        fitting = [choice for choice in find(anatomy, rank=rank, method=method) if choice.share <= most_share]
+        if fitting:
+            return max(fitting, key=lambda choice: (choice.layers_matched, choice.trainable))
+        rank //= 2
+    return None
 
 
 def unmatched(anatomy: Anatomy, target_modules: Value | Sequence[str]) -> list[str]:
     """The names (or the one regex) of `target_modules` that match nothing that LoRA can adapt."""
     if isinstance(target_modules, str):
         return [] if adapted(anatomy, {"target_modules": target_modules}) else [target_modules]
-    skeleton = _known(anatomy)
+    skeleton = known(anatomy)
     renamed = conversion.names_of(skeleton.model_type)
     names = adaptable(anatomy)
     return [
@@ -284,13 +291,13 @@ def match(anatomy: Anatomy, target_modules: Value | Sequence[str]) -> dict[str, 
 
     A list matches whole names and endings after a dot, a string is "all-linear" or a regex for the whole path.
     """
-    found = reach.reach(_known(anatomy), {"target_modules": target_modules})
+    found = reach.reach(known(anatomy), {"target_modules": target_modules})
     return {module.name: (module.inputs, module.outputs) for module in found.modules}
 
 
 def adaptable(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
     """Every module that LoRA can adapt, with its widths: linear, embedding and convolution, tied heads too."""
-    return {m.name: (m.inputs, m.outputs) for m in _known(anatomy).modules if m.kind in reach.ADAPTABLE}
+    return {m.name: (m.inputs, m.outputs) for m in known(anatomy).modules if m.kind in reach.ADAPTABLE}
 
 
 def layers_of(names: Iterable[str]) -> set[int]:
@@ -305,7 +312,8 @@ def check_rank(rank: int) -> None:
         )
 
 
-def _known(anatomy: Anatomy) -> Skeleton:
+def known(anatomy: Anatomy) -> Skeleton:
+    """The model's modules. Raises PeftsmithError when they are not known exactly."""
     if anatomy.skeleton is None:
         raise PeftsmithError(
             f"The modules of {anatomy.model_type} models are not known exactly",
@@ -318,18 +326,35 @@ def _known(anatomy: Anatomy) -> Skeleton:
 def _choice(
     anatomy: Anatomy, preset: str, rank: int, include: Sequence[Role], method: str, rank_pattern: Mapping[str, int]
 ) -> Choice | None:
-    from peftsmith.model import target_findings
-
     chosen = selection(anatomy, preset, include, method)
     if chosen is None:
         return None
-    config = chosen.to_json()
+    return own(anatomy, chosen.to_json(), rank=rank, method=method, rank_pattern=rank_pattern, name=preset)
+
+
+def own(
+    anatomy: Anatomy,
+    config: Mapping[str, Any],
+    *,
+    rank: int,
+    method: str = "LORA",
+    rank_pattern: Mapping[str, int] | None = None,
+    name: str = "yours",
+) -> Choice:
+    """What these fields of a PEFT config (target_modules and its kin) adapt, count, and get from servers.
+
+    Raises PeftsmithError for an impossible rank, an unknown architecture, and fields that no config takes.
+    """
+    from peftsmith.model import target_findings
+
+    check_rank(rank)
     reached = adapted(anatomy, config, method=method)
     total = trainable(anatomy, config, rank, method=method, rank_pattern=rank_pattern)
     return Choice(
-        preset=preset,
-        value=chosen.target_modules,
-        config=config,
+        preset=name,
+        rank=rank,
+        value=config.get("target_modules") or [],
+        config=dict(config),
         modules=len(reached),
         layers_matched=len(layers_of(reached)),
         layers_present=anatomy.layers,
@@ -338,9 +363,9 @@ def _choice(
         serving=serving.verdicts(
             anatomy.model_type,
             rank,
-            ends_adapted=bool(chosen.modules_to_save),
+            ends_adapted=bool(config.get("modules_to_save")),
             method=method,
-            experts=bool(chosen.target_parameters),
+            experts=bool(config.get("target_parameters")),
         ),
         findings=target_findings.judge(anatomy, config, rank, method=method),
     )

@@ -6,6 +6,7 @@ Does not know: modules (layouts.py, stored.py), or what any of it costs.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +42,9 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(part, Mapping):
             return part
     return config
+
+
+_LAYER = re.compile(r"(.+?)\.(\d+)(?:\.|$)")
 
 
 def sizes(config: Mapping[str, Any], body: Skeleton | None) -> dict[str, int]:
@@ -85,17 +89,9 @@ def _seen(body: Skeleton) -> dict[str, int]:
     )
     if embedding is not None:
         found["vocab"] = embedding.inputs
-    stacks: Counter[str] = Counter()
-    seen = set()
-    for module in body.modules:
-        parts = module.name.split(".")
-        number = next((index for index, part in enumerate(parts) if part.isdigit()), 0)
-        stack = ".".join(parts[:number])
-        if number and role(module.name) != "tower" and (stack, parts[number]) not in seen:
-            seen.add((stack, parts[number]))
-            stacks[stack] += 1
-    if stacks:
-        found["layers"] = max(stacks.values())
+    layers = {hit.groups() for m in body.modules if (hit := _LAYER.match(m.name)) and role(m.name) != "tower"}
+    if layers:
+        found["layers"] = max(Counter(stack for stack, _ in layers).values())
     return found
 
 

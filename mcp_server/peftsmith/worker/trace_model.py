@@ -227,9 +227,12 @@ def adapt(model: nn.Module, method: dict[str, Any] | None, adapter_dtype: torch.
     named = next((name for name in ("init_r", "r") if name in kind.__dataclass_fields__), None)
     if rank is not None and named is not None:
         fields.setdefault(named, rank)
+    if "adapters" in fields:  # X-LoRA mixes adapters, which PEFT numbers; nobody needs their checkpoints here
+        expert = {"r": rank or 8, "target_modules": fields.pop("target_modules", None)}
+        fields["adapters"] = {str(number): expert for number in range(len(fields["adapters"]))}
+        fields["hidden_size"] = fields.get("hidden_size") or model.config.get_text_config().hidden_size
+    fields.setdefault("task_type", "CAUSAL_LM")
     config = kind(**fields)
-    if getattr(config, "task_type", None) is None:
-        config.task_type = "CAUSAL_LM"
     wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=adapter_dtype == torch.float32)
     if adapter_dtype != torch.float32:  # PEFT itself makes adapters float32; TRL casts those on a quantised base
         for parameter in wrapped.parameters():

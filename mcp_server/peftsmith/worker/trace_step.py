@@ -1,7 +1,8 @@
 """A training step written down as allocations and frees: every storage that a real model makes on the meta device.
 
 Knows: how storages are born and die under a dispatch mode, and the order of a step (forward, backward, optimiser).
-Does not know: how the model came about (trace_model.py), or what an allocator makes of the log (allocator.py).
+Does not know: how the model came about (trace_model.py), what stands in for numbers (trace_values.py), or what an
+allocator makes of the log (allocator.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from peftsmith.worker import trace_values
 from peftsmith.worker.allocator import EMPTY_CACHE, Event
 
 CUBLAS_WORKSPACE = 33 << 20  # what published runs hold beyond their tensors; taken by the first matrix product
@@ -24,14 +26,15 @@ _FLOAT32 = 4
 
 
 class Log(TorchDispatchMode):
-    """Writes (identity, bytes) for every new storage and (identity, 0) when it dies."""
+    """Writes (identity, bytes) for every new storage and (identity, 0) when it dies. `made_up` counts operations that
+    the meta device cannot carry out."""
 
     def __init__(self) -> None:
         super().__init__()
         self.events: list[Event] = []
         self.known: dict[int, Any] = {}
         self.next = 0
-        self.marks: dict[str, int] = {}
+        self.made_up = 0
 
     def adopt(self, tensor: torch.Tensor) -> None:
         """Count a tensor that was made outside of the mode (weights, inputs)."""
@@ -56,8 +59,16 @@ class Log(TorchDispatchMode):
     def release(self, identity: int) -> None:
         self.events.append((identity, 0))
 
-    def mark(self, name: str) -> None:
-        self.marks[name] = len(self.events)
+    def again(self, events: list[Event]) -> None:
+        """The same once more: what was born and died in `events` is born and dies under a new identity. What outlived
+        them is there already."""
+        dead = {identity for identity, size in events if size == 0}
+        named: dict[int, int] = {}
+        for identity, size in events:
+            if size == 0 and identity in named:
+                self.release(named[identity])
+            elif size and identity in dead:
+                named[identity] = self.hold(size)
 
     def _died(self, key: int, identity: int) -> None:
         if self.known.pop(key, None) is not None:
@@ -66,8 +77,17 @@ class Log(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for each in tree_iter(result):
+        kwargs = kwargs or {}
+        try:
+            result = trace_values.same_shape(function, args, kwargs)
+            if result is None:
+                result = function(*args, **kwargs)
+        except NotImplementedError:
+            if not trace_values.on_meta(args, kwargs):
+                raise
+            result = trace_values.carried_out(function, args, kwargs)
+            self.made_up += 1
+        for each in (result,) if isinstance(result, torch.Tensor) else tree_iter(result):
             if isinstance(each, torch.Tensor) and each.device.type == "meta":
                 self.adopt(each)
         return result
@@ -145,40 +165,39 @@ def recorded() -> Iterator[Log]:
 def run(
     log: Log,
     model: torch.nn.Module,
-    output_of: Callable[[int], Any],
-    lengths: list[int],
+    output_of: Callable[[], Any],
     *,
     optimizer: str,
     autocast: torch.dtype | None,
 ) -> int:
-    """Steps with batches of these lengths: forward, backward, optimiser. `output_of(length)` makes the batch and
-    returns
-    the model's output, which training loops hold until the step is over. Returns how many questions about values had
-    no true answer."""
+    """Two equal steps: forward, backward, optimiser; the second finds the optimiser's states there. Only the first is
+    traced. `output_of()` makes the batch and returns the model's output, which training loops hold until the step is
+    over. Returns how many questions about values had no true answer."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in [*model.parameters(), *model.buffers()]:
-        log.adopt(parameter)
-    log.mark("model")
-    states: list[int] = []
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "meta":
+            log.adopt(tensor)
     undecided = Undecided()
     log.hold(CUBLAS_WORKSPACE)
-    for number, length in enumerate(lengths):
-        with log:
-            with undecided, Autocast(autocast) if autocast is not None else nullcontext():
-                output = output_of(length)
-            log.mark(f"forward {number}")
-            output.loss.backward()
-            del output
-        log.mark(f"backward {number}")
-        if not states:
-            states = [log.hold(size) for each in trained for size in state_sizes(optimizer, each)]
-        temporary = [log.hold(size) for each in trained for size in step_sizes(optimizer, each)]
-        for identity in temporary:
-            log.release(identity)
-        for parameter in trained:
-            parameter.grad = None
-        log.mark(f"step {number}")
-        log.events.append(EMPTY_CACHE)
+    before = len(log.events)
+    with log:
+        with undecided, Autocast(autocast) if autocast is not None else nullcontext():
+            output = output_of()
+        output.loss.backward()
+        del output
+    passes = log.events[before:]
+    for each in trained:
+        for size in state_sizes(optimizer, each):
+            log.hold(size)
+    before = len(log.events)
+    temporary = [log.hold(size) for each in trained for size in step_sizes(optimizer, each)]
+    for identity in temporary:
+        log.release(identity)
+    for parameter in trained:
+        parameter.grad = None
+    rest = log.events[before:]
+    log.events.append(EMPTY_CACHE)
+    log.again(passes + rest)
     return undecided.asked
 
 

@@ -15,23 +15,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftsmith.worker import allocator, trace_model, trace_step
+from peftsmith.worker import allocator, trace_model, trace_step, trace_values
 from peftsmith.worker.child import Report
 
 # Layers of each kind: all of them up to the second number; of more, both numbers are traced and extended in a line.
 LAYERS = (16, 32)
 FEW_LAYERS = (2, 3)  # where real weights are needed
+_BY_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")  # methods whose every row says which task it belongs to
 
 
 def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     """config (config.json), task, dtype, method (None or {"peft_type", ...PEFT's config fields}), adapter_dtype,
     autocast, quantization (None or {"kind", "double", "group"}), kbit_prepared, batch, length, padded, attention
     ("sdpa", "flash"), checkpointing, loss ("stock", "trl_chunked", "liger"), optimizer, frozen (names of adapter
-    parameters that do not train, such as "lora_A").
+    parameters that do not train, such as "lora_A"), loop ("trainer": transformers and TRL move the whole model to the
+    device; "bare": a loop of one's own, where buffers that PEFT made on the processor stay there).
 
     Returns allocated and reserved (bytes), trainable, how ("traced" or "layer-cut"), layers, substitutions, seconds.
     """
     began = time.monotonic()
+    gc.freeze()  # the libraries' own objects: without it every collection walks through all of them
     _, whole = trace_model.cut(arguments["config"], None)
     try:
         sizes, layers, substitutions = _extrapolated(arguments, whole, LAYERS, "meta", report)
@@ -79,14 +82,15 @@ def one(
         asked = trace_step.run(
             log,
             model,
-            lambda length: _output(model, arguments, length),
-            [int(arguments["length"])] * 2,  # the second finds the optimiser's states there
+            lambda: _output(model, arguments),
             optimizer=arguments.get("optimizer") or "adamw_torch",
             autocast=trace_model.DTYPES[arguments["dtype"]] if arguments.get("autocast") else None,
         )
         peak = allocator.replay(log.events)
     if asked:
         substitutions.append("branches that depend on values (taken as false)")
+    if log.made_up:
+        substitutions.append("operations that meta tensors lack (made-up numbers)")
     gc.collect()
     return {"allocated": peak.allocated, "reserved": peak.reserved, "trainable": trainable}, substitutions
 
@@ -101,7 +105,14 @@ def _model(arguments: dict[str, Any], counts: dict[str, int], device: str) -> tu
     if device != "meta":
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.02)
-    wrapped = trace_model.adapt(model, arguments.get("method"), adapter).to("meta")
+        wrapped = trace_values.to_meta(trace_model.adapt(model, arguments.get("method"), adapter))
+    else:
+        with trace_values.set_up() as values:
+            wrapped = trace_model.adapt(model, arguments.get("method"), adapter)
+        bare = arguments.get("loop") == "bare"
+        wrapped = trace_values.parameters_to_meta(wrapped) if bare else trace_values.to_meta(wrapped)
+        if values.asked:
+            substitutions.append("numbers that the method's set-up works out")
     for name, parameter in wrapped.named_parameters():
         if any(part in arguments.get("frozen", ()) for part in name.split(".")):
             parameter.requires_grad_(False)
@@ -140,11 +151,13 @@ def _prepared(model: nn.Module, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _output(model: nn.Module, arguments: dict[str, Any], length: int) -> Any:
-    """A batch of this length through the model: an output with a loss."""
-    batch = int(arguments["batch"])
+def _output(model: nn.Module, arguments: dict[str, Any]) -> Any:
+    """A batch through the model: an output with a loss."""
+    batch, length = int(arguments["batch"]), int(arguments["length"])
     ids = torch.empty((batch, length), dtype=torch.long, device="meta")
     inputs = {"input_ids": ids, "attention_mask": torch.empty_like(ids)}
+    if (arguments.get("method") or {}).get("peft_type") in _BY_TASK:
+        inputs["task_ids"] = torch.empty((batch,), dtype=torch.long, device="meta")
     loss = arguments.get("loss") or "stock"
     if loss in ("trl_chunked", "liger"):
         return trace_model.without_logits(model, inputs, loss, int(model.config.get_text_config().vocab_size))
