@@ -7,6 +7,7 @@ Does not know: how targets are matched (model/reach.py), or what is wrong whatev
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from peftsmith.advise.facts import OVERFLOW_FP16
@@ -38,15 +39,19 @@ def check(plan: FineTunePlan, anatomy: Anatomy) -> list[Finding]:
 def _targets(plan: FineTunePlan, anatomy: Anatomy) -> list[Finding]:
     method = plan.method
     reached = method.target_modules is not None or bool(method.config.get("target_parameters"))
-    if not anatomy.supported or method.peft_type not in LORA_TARGETS or not reached:
+    if method.peft_type not in LORA_TARGETS or not reached:
         return []
+    if not anatomy.supported:
+        return [finding("plan.targets.unchecked", model_type=anatomy.model_type)]
     fields: dict[str, Any] = {"target_modules": method.target_modules or []}
     fields |= {name: method.config[name] for name in _PLACES if method.config.get(name)}
     # A planner asks the same of many plans that differ in other fields.
     found = list(anatomy.once(("advise.targets", repr(fields), method.rank), lambda: _reached(anatomy, fields, method)))
     if method.peft_type == "LORA" and (method.rank or 0) < LEAST_RANK and anatomy.parameters >= LEAST_RANK_FROM:
         found.append(finding("plan.rank.very_low", rank=method.rank, least=LEAST_RANK))
-    return [each for each in found if plan.task_type not in _OTHER_HEAD or each.id not in _OF_HEADS]
+    found = [each for each in found if plan.task_type not in _OTHER_HEAD or each.id not in _OF_HEADS]
+    # A plan's rank follows from its data: a share of some per cent is then worth knowing and no fault.
+    return [replace(each, severity="info") if each.id == "model.targets.share_high" else each for each in found]
 
 
 def _reached(anatomy: Anatomy, fields: dict[str, Any], method: Method) -> list[Finding]:
