@@ -150,6 +150,11 @@ def _whys(draft: _Draft) -> dict[str, Why]:
     }
     if known["peft_type"] == methods.FULL:
         return {name: each for name, each in found.items() if name != "method.config"}
+    config = found.pop("method.config")
+    options = {
+        f"method.config.{name}": config.model_copy(update={"value": each}) for name, each in config.value.items()
+    }
+    found |= options or {"method.config": config}
     quantised = decided["method.quantised"].why(known)
     name = "method.quantization.bits" if quantised.value else "method.quantization"
     found[name] = quantised.model_copy(update={"value": 4 if quantised.value else None})
