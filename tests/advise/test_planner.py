@@ -133,6 +133,9 @@ PLAN_MISTAKES = [
     ({"method": {"target_modules": ["query_key_value"]}}, "model.targets.no_match"),
     ({"method": {"target_modules": ["q_proj", "W_pack"]}}, "model.targets.unmatched"),
     ({"method": {"config": {"use_rslora": True}}, "serving": "sglang"}, "plan.scale.lost_at_serving"),
+    ({"method": {"config": {"init_lora_weights": "pissa"}}, "serving": "vllm"}, "plan.method.unserved"),
+    ({"method": {"peft_type": "LOKR"}, "serving": "ollama"}, "plan.method.unserved"),
+    ({"method": {"peft_type": "POLY"}}, "plan.method.unsupported"),
     ({"method": {"rank": 1024}, "serving": "vllm"}, "plan.rank.above_server"),
     ({"base": {"model": "a/b", "revision": "a" * 40, "trust_remote_code": True}}, "plan.remote_code.allowed"),
     ({}, "advise.test.missing"),
@@ -210,7 +213,7 @@ def test_words_of_a_plan_for_another_server_gpu_and_method(tmp_path, tiny_model,
     assert made.plan.data.eval == "data/eval.jsonl"
     assert lock.load(tmp_path / "p").data["eval"].rows == 120
     ids = {each.id for each in made.findings}
-    assert {"advise.goal.changing_facts", "advise.base.good_enough", "plan.serving.method"} <= ids
+    assert {"advise.goal.changing_facts", "advise.base.good_enough", "plan.method.unserved"} <= ids
     assert "advise.serving.several" in ids
     assert not {"goal", "serving", "adapters", "gpu"} & {each["id"] for each in made.questions}
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from peftsmith.advise import rules_model, rules_serving
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
-from peftsmith.plan import FineTunePlan, Method
+from peftsmith.plan import FineTunePlan
+from peftsmith.plan_method import Method
 from peftsmith.project import fitness
 
 if TYPE_CHECKING:

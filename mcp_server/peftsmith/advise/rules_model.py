@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from peftsmith.advise.facts import OVERFLOW_FP16
 from peftsmith.finding import Finding, finding
-from peftsmith.plan import FineTunePlan, Method
+from peftsmith.plan import FineTunePlan
+from peftsmith.plan_method import Method
 
 if TYPE_CHECKING:
     from peftsmith.model.anatomy import Anatomy

@@ -23,8 +23,6 @@ _REFUSED = (
     "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication",
     "alora_invocation_tokens", "use_bdlora",
 )  # fmt: skip
-# Starts that change the base's weights: the adapter fits only what PEFT makes of the base.
-_ALTERS_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _Seen = Mapping[str, Any] | None
 
@@ -67,24 +65,18 @@ def _method(plan: FineTunePlan) -> _Seen:
     if method.full:
         return None
     known = methods.method(method.peft_type)
-    if engine in known.served:
+    if engine in methods.servers(known, method.config):
         return None
     merges = methods.merges(known, method.config)
-    message = f"{engine} does not load {method.peft_type} adapters" + (
-        "; it has to be merged into its base." if merges else ", and they cannot be merged."
+    message = f"{engine} does not load this {known.name} adapter" + (
+        "; serve the merged model." if merges else ", and it cannot be merged."
     )
-    return {"message": message, "severity": "warning" if merges else "error", "method": method.peft_type}
+    return {"message": message, "severity": "warning" if merges else "error", "serving": engine}
 
 
 def _head(plan: FineTunePlan) -> _Seen:
     lost = plan.task_type in ("SEQ_CLS", "TOKEN_CLS") and plan.serving != EVERYTHING
     return {"serving": plan.serving, "task": plan.task} if lost else None
-
-
-def _altered_base(plan: FineTunePlan) -> _Seen:
-    start = str(plan.method.config.get("init_lora_weights", ""))
-    altered = start.startswith(_ALTERS_BASE) and plan.serving != EVERYTHING
-    return {"serving": plan.serving, "init_lora_weights": start[:40]} if altered else None
 
 
 def _quantised(plan: FineTunePlan) -> _Seen:
@@ -96,8 +88,7 @@ RULES: Mapping[str, Callable[[FineTunePlan], _Seen]] = {
     "plan.pattern.lost_at_serving": _patterns,
     "plan.rank.above_server": _rank,
     "plan.serving.option": _options,
-    "plan.serving.method": _method,
+    "plan.method.unserved": _method,
     "plan.serving.head": _head,
-    "plan.init.alters_base": _altered_base,
     "plan.serving.other_base": _quantised,
 }

@@ -7,7 +7,6 @@ Does not know: whether a plan is wise (advise/rules.py), or whether its scripts 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
 from peftsmith.plan import FineTunePlan
+
+_STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 
 
 def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
@@ -50,11 +51,9 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         message = f"{known.name} does not work for {plan.task} ({plan.task_type})."
         yield finding("plan.method.task", message, method=known.name, task=plan.task, tasks=list(known.tasks))
     for name, value in method.config.items():
-        reasons = known.refused.get(name, {})
-        wanted = value if isinstance(value, str) else json.dumps(value)
-        why = reasons.get(wanted) or (reasons.get("*") if value not in (None, False, [], {}) else None)
+        why = methods.why_refused(known, name, value)
         if why:
-            yield finding("plan.method.option", f"{name}={wanted[:40]}: {why}.", option=name)
+            yield finding("plan.method.option", f"{name}={str(value)[:40]}: {why}.", option=name)
     if method.config.get("target_parameters"):
         clashes = [name for name in ("use_dora", "lora_bias", "alora_invocation_tokens") if method.config.get(name)]
         clashes += ["dropout"] if method.dropout else []
@@ -67,6 +66,11 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         if start <= end:
             message = f"AdaLoRA begins with rank {start} and must end with fewer, not with target_r={end}."
             yield finding("plan.method.option", message, option="target_r")
+    if known.name == "IA3" and isinstance(method.target_modules, list):
+        forward = method.config.get("feedforward_modules")
+        if not isinstance(forward, list) or not set(forward) <= set(method.target_modules):
+            message = "IA3 with target_modules needs feedforward_modules, a list of some of them (or none: [])."
+            yield finding("plan.method.option", message, option="feedforward_modules")
     if known.name == "CPT":
         mask = method.config.get("cpt_tokens_type_mask") or [0]
         if len({len(method.config.get(name) or ()) for name in known.needs}) != 1 or max(mask) % 4 or not max(mask):
@@ -102,6 +106,7 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
         yield finding("plan.task.architecture", message, model_type=model_type, task=plan.task)
     if plan.method.full:
         return
+    yield from _targets(plan, model_type)
     known = methods.method(plan.method.peft_type)
     if model_type in known.fails_on or (known.only_on and model_type not in known.only_on):
         message = f"{known.name} does not work on {model_type} models."
@@ -109,6 +114,19 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if model_type in known.fails_quantised and plan.method.quantization:
         message = f"{known.name} does not train on a quantised {model_type} model."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+
+
+def _targets(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
+    """PEFT refuses these modules of state-space layers (tuners_utils.py, _check_lora_target_modules_mamba)."""
+    method = plan.method
+    if model_type not in _STATE_SPACE or method.peft_type not in ("LORA", "ADALORA", "RANDLORA"):
+        return
+    targets, excluded = method.target_modules, method.config.get("exclude_modules") or []
+    named = ["out_proj"] if targets == "all-linear" else targets if isinstance(targets, list) else []
+    wrong = [name for name in named if name in ("out_proj", "conv1d") and name not in excluded]
+    if wrong:
+        message = f"PEFT does not adapt {', '.join(wrong)} of {model_type} models; {targets!r} includes it."
+        yield finding("plan.method.targets", message, model_type=model_type, modules=wrong)
 
 
 def _unchecked(plan: FineTunePlan) -> Iterator[Finding]:

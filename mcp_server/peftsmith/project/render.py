@@ -18,7 +18,8 @@ from peftsmith import assets, files
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
-from peftsmith.plan import LABELLED, FineTunePlan, Method
+from peftsmith.plan import LABELLED, Data, FineTunePlan
+from peftsmith.plan_method import Method
 from peftsmith.project import literal, requirements, settings
 
 _PLAIN_FILES = {
@@ -56,6 +57,8 @@ MODEL_CLASSES = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
+# TRL 1.16 reads num_experts for the router's loss, which these configurations do not have.
+_WITHOUT_ROUTER_LOSS = ("granitemoe",)
 # The columns of a format that data.columns can rename.
 ROW_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
 _READERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"}
@@ -94,6 +97,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
             value=named,
             next_step="Use one kind for all of them: prepare_dataset writes them all as JSON lines.",
         )
+    _refuse_unread(data)
     return {
         "plan": plan.model_dump(mode="json"),
         "base_model": plan.base.model,
@@ -102,6 +106,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "reader": readers.pop(),
         "has_test": bool(data.test or data.eval),
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
+        "router_loss": lock.base.get("model_type") not in _WITHOUT_ROUTER_LOSS,
         "torch_version": requirements.torch_version(),
         **_task_facts(plan),
         **_method_facts(plan.method),
@@ -171,6 +176,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": True,
         "prompt_learning": False,
         "own_forward": False,
+        "saves_modules": False,
     }
     if method.full:
         return facts
@@ -182,6 +188,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": methods.resumes(known, method.config),
         "prompt_learning": known.prompt_learning,
         "own_forward": known.own_forward,
+        "saves_modules": "modules_to_save" in known.fields,
         "options": [
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
             for field, value in method.options().items()
@@ -192,6 +199,20 @@ def _method_facts(method: Method) -> dict[str, Any]:
 def _title(method: Method) -> str:
     titles = {"LORA": "QLoRA" if method.quantization else "LoRA", methods.FULL: "Full"}
     return titles.get(method.peft_type, method.peft_type)
+
+
+def _refuse_unread(data: Data) -> None:
+    """Rows must be as the scripts read them: plain columns, roles and labels by their usual names."""
+    read = ROW_COLUMNS.get(data.format, ())
+    odd = [name for name, column in data.columns.items() if name not in read or "." in column]
+    odd += ["roles"] if data.roles else []
+    odd += ["label_names"] if data.label_names else []
+    if odd:
+        raise PeftsmithError(
+            f"The scripts do not read rows by data.{'columns.' if odd[0] in data.columns else ''}{odd[0]}",
+            value=odd,
+            next_step="Run prepare_dataset: it writes the rows with the usual names; then leave these fields out.",
+        )
 
 
 def _reader(name: str) -> str:

@@ -122,7 +122,7 @@ def _louder_lora(tensors: dict[str, Any], config: dict[str, Any], draw: Any) -> 
 
     root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
     scale = config["lora_alpha"] / root
-    for name in [each for each in tensors if "lora_B" in each]:
+    for name in [each for each in tensors if "lora_B" in each and each.replace("lora_B", "lora_A") in tensors]:
         noise = torch.randn(tensors[name].shape, generator=draw)
         other = tensors[name.replace("lora_B", "lora_A")].float()
         change = scale * noise @ other if noise.dim() == other.dim() == 2 else scale * noise
@@ -144,7 +144,9 @@ def implied_trainable(
     from transformers.pytorch_utils import Conv1D
 
     output = base.get_output_embeddings()
-    whole = {name: module for name, module in base.named_modules() if name.split(".")[-1] in saved}
+    whole = {
+        name: module for name, module in base.named_modules() if any(f".{name}".endswith(f".{each}") for each in saved)
+    }
     linear = {
         name: module
         for name, module in base.named_modules()
