@@ -62,7 +62,7 @@ def test_rows_and_base_choose_the_task(tmp_path, bodies, base, rows, goal, task)
         ("llama", "seq2seq", "seq2seq", "no llama model"),
         ("llama", "messages", "classification", "format classification"),
         ("llama", "sharegpt", "chat", "prepare_dataset"),
-        ("t5", "context", None, "do not join the column"),
+        ("t5", "context", None, "do not read the column 'context'"),
     ],
 )
 def test_rows_that_do_not_go_with_base_or_task_are_refused(tmp_path, bodies, base, rows, task, said):

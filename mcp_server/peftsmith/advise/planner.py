@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Left to the system and the page cache when training on the CPU, and to other processes on a GPU.
 SHARE_OF_MEMORY = 0.9
 _MANY_LABELS = 50
-_READ = (".jsonl", ".json", ".csv", ".tsv")
+_READ = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 # Findings about a base that only concern one that writes text.
 _OF_TEXT = ("model.architecture.not_causal", "model.chat_template.", "model.tokenizer.end_of_turn")
 # Fields of a format whose columns the scripts look up under data.columns.

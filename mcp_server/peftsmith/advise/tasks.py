@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
 from peftsmith.plan import TASK_FORMATS, TASK_TYPES, DataFormat, Task
@@ -31,8 +32,10 @@ _TASKS: Mapping[tuple[DataFormat, Kind], Task] = {
 }
 # Where the base has no chat template.
 _PLAIN: Mapping[Task, Task] = {"chat": "completion", "classification": "sequence_classification"}
-# What prepare_dataset turns into another format or joins into one column.
-_JOINED = ("second", "context")
+# Fields whose column the scripts look up in the plan; all others they read under their own names.
+_NAMED = ("text", "label", "tokens", "tags", "source", "target")
+# Fields that the scripts do not read at all: what they say would be lost.
+_UNREAD = {"classification": ("second",), "seq2seq": ("context",), "text": ("prompt",)}
 
 
 def kind_of(anatomy: Anatomy) -> Kind:
@@ -51,13 +54,7 @@ def choose(detected: Detected, anatomy: Anatomy, task: Task | None, goal: str | 
     found = task or _chosen(detected, anatomy, goal)
     if detected.format not in TASK_FORMATS[found]:
         raise _unread(detected.format, found)
-    joined = [name for name in _JOINED if name in detected.mapping.columns]
-    if joined:
-        raise PeftsmithError(
-            f"Training scripts do not join the column of the {joined[0]} text",
-            value=detected.mapping.columns[joined[0]],
-            next_step="Join the texts into one column and plan with those rows.",
-        )
+    _refuse_lost_columns(detected)
     if methods.supports(TASK_TYPES[found], anatomy.model_type) is False:
         raise PeftsmithError(
             f"transformers has no {anatomy.model_type} model for {found}",
@@ -83,6 +80,18 @@ def _chosen(detected: Detected, anatomy: Anatomy, goal: str | None) -> Task:
     if found == "seq2seq" and detected.mapping.columns.get("source") == "question":
         return "question_answering"
     return found
+
+
+def _refuse_lost_columns(detected: Detected) -> None:
+    unread = _UNREAD.get(detected.format, ())
+    for name, column in detected.mapping.columns.items():
+        if name in unread or (column != name and name not in _NAMED):
+            raise PeftsmithError(
+                f"Training scripts do not read the column {files.clean(column, 60)!r} of {detected.format} rows "
+                f"({detected.reason})",
+                next_step="Run prepare_dataset first, with format and columns where it guesses otherwise, and plan with "
+                "what it writes.",
+            )
 
 
 def _formats_for(kind: Kind) -> str:
