@@ -22,6 +22,7 @@ ROWS = {
     "seq2seq": {"source": "the parcel never came", "target": "late"},
     "qa": {"question": "where is it?", "answer": "here"},
     "context": {"question": "where is it?", "context": "It is here.", "answer": "here"},
+    "translation": {"translation": {"de": "Guten Tag", "en": "Good day"}},
     "sharegpt": {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
 }
 
@@ -62,6 +63,7 @@ def test_rows_and_base_choose_the_task(tmp_path, bodies, base, rows, goal, task)
         ("llama", "seq2seq", "seq2seq", "no llama model"),
         ("llama", "messages", "classification", "format classification"),
         ("llama", "sharegpt", "chat", "prepare_dataset"),
+        ("t5", "translation", None, "do not read the column 'translation.de'"),
         ("t5", "context", None, "do not read the column 'context'"),
     ],
 )

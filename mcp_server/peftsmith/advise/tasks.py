@@ -85,12 +85,13 @@ def _chosen(detected: Detected, anatomy: Anatomy, goal: str | None) -> Task:
 def _refuse_lost_columns(detected: Detected) -> None:
     unread = _UNREAD.get(detected.format, ())
     for name, column in detected.mapping.columns.items():
-        if name in unread or (column != name and name not in _NAMED):
+        nested = "." in column  # scripts look a column up as it is written
+        if name in unread or nested or (column != name and name not in _NAMED):
             raise PeftsmithError(
                 f"Training scripts do not read the column {files.clean(column, 60)!r} of {detected.format} rows "
                 f"({detected.reason})",
-                next_step="Run prepare_dataset first, with format and columns where it guesses otherwise, and plan with "
-                "what it writes.",
+                next_step="Run prepare_dataset first, with format and columns where it guesses otherwise, and plan "
+                "with what it writes.",
             )
 
 
