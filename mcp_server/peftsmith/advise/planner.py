@@ -6,55 +6,33 @@ Does not know: the rules behind the values (recommend.py), how a project folder 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftsmith import __version__, files, lock, plan
-from peftsmith.advise import alternatives, measure, questions, recommend, rules, tasks, worth, writing
+from peftsmith.advise import alternatives, document, measure, questions, recommend, rules, tasks, worth, writing
+from peftsmith.advise.document import Wish
 from peftsmith.advise.facts import Device, Intent
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
 from peftsmith.project import fitness
 
+__all__ = ["Made", "Wish", "make"]
+
 if TYPE_CHECKING:
     from peftsmith.data.formats import Detected
+    from peftsmith.machine.environment import Environment
     from peftsmith.machine.hardware import Hardware
     from peftsmith.model.anatomy import Anatomy
 
 # Left to the system and the page cache when training on the CPU, and to other processes on a GPU.
 SHARE_OF_MEMORY = 0.9
-_MANY_LABELS = 50
 _READ = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 # Findings about a base that only concern one that writes text.
 _OF_TEXT = ("model.architecture.not_causal", "model.chat_template.", "model.tokenizer.end_of_turn")
-# Fields of a format whose columns the scripts look up under data.columns.
-_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What the user said: base model, rows, and what is to be done differently from the recommendation.
-
-    `task` None: by rows and base. `gpu` is a name of the catalogue; without it this machine's device counts.
-    """
-
-    model: str
-    data: Path
-    test: Path | None = None
-    eval: Path | None = None
-    revision: str | None = None
-    task: plan.Task | None = None
-    intent: Intent = field(default_factory=Intent)
-    gpu: str | None = None
-    memory_gib: float | None = None
-    base_score: float | None = None
-    wanted_score: float | None = None
-    system_prompt: str | None = None
-    text_column: str = "text"
-    label_column: str = "label"
 
 
 @dataclass(frozen=True)
@@ -85,28 +63,35 @@ def make(project: Path, wish: Wish) -> Made:
     Raises PeftsmithError, leaving nothing behind, for a folder that is in use, a base model that is not supported,
     rows that training could not use, and a method that cannot work.
     """
+    from peftsmith.machine import environment
+
+    writing.refuse_used(project)
+    with ThreadPoolExecutor(1) as pool:  # other Pythons answer slowly: they are asked while the rows are read
+        searching = pool.submit(environment.find, writing.existing(project))
+        return _make(project, wish, searching)
+
+
+def _make(project: Path, wish: Wish, searching: Future[list[Environment]]) -> Made:
     from peftsmith.machine import environment, hardware
     from peftsmith.model import speed
 
-    writing.refuse_used(project)
     gpu = speed.gpu(wish.gpu) if wish.gpu else None
     body = _base_model(wish)
     detected, task = _task(wish, body)
     measured = _rows(wish, body, detected, task)
-    place = writing.existing(project)
-    situation = _Situation(project, wish, body, detected, measured, hardware.probe(place))
+    situation = _Situation(project, wish, body, detected, measured, hardware.probe(writing.existing(project)))
     intent = replace(wish.intent, task=task, labels=max(2, len(detected.labels)))
     made, advice, judged = _propose(situation, intent, wish.gpu)
     _refuse_impossible(made, body)
     text = plan.dump(made, {name: reason.reason for name, reason in advice.why.items()})
-    environments = environment.find(place)
+    environments = searching.result()
     working = [each for each in environments if each.usable]
     usable = environment.best(working) if working else None
-    sources = _sources(made, wish)
+    sources = document.sources(made, wish)
     locked = lock.Lock(
         peftsmith=__version__,
         plan_sha256=files.sha256_text(text),
-        base=_base(body),
+        base=document.base(body),
         data=writing.data_files(made, sources),
         versions={name: found for name, found in usable.versions.items() if found} if usable else {},
         interpreter=usable.interpreter if usable else None,
@@ -131,7 +116,7 @@ def _propose(
     """Plan, reasons and findings for what the user says, or would say."""
     wish, body, rows = situation.wish, situation.anatomy, situation.measured.rows
     advice = recommend.recommend(body, rows, _device(situation, gpu), intent)
-    made = _plan(situation, intent, advice)
+    made = document.plan_of(situation.project, wish, body, situation.detected, intent, advice)
     scores = {"base_score": wish.base_score, "wanted_score": wish.wanted_score}
     return made, advice, [*advice.findings, *worth.judge(intent, rows, **scores), *rules.check(made, body)]
 
@@ -214,7 +199,7 @@ def _task(wish: Wish, body: Anatomy) -> tuple[Detected, plan.Task]:
 
 def _rows(wish: Wish, body: Anatomy, detected: Detected, task: plan.Task) -> measure.Measured:
     """Lengths include the instruction that rows will have."""
-    prompt = _system_prompt(wish, detected, task)
+    prompt = document.system_prompt(wish, detected, task)
     found = measure.measure(wish.data, detected, task, body, test=wish.test, system_prompt=prompt)
     if found.readable < found.total or not found.total:
         raise PeftsmithError(
@@ -223,39 +208,6 @@ def _rows(wish: Wish, body: Anatomy, detected: Detected, task: plan.Task) -> mea
             next_step="audit_dataset names them; prepare_dataset puts them aside and writes the rest.",
         )
     return found
-
-
-def _plan(situation: _Situation, intent: Intent, advice: recommend.Recommendation) -> plan.FineTunePlan:
-    wish, body, detected = situation.wish, situation.anatomy, situation.detected
-    columns = detected.mapping.columns
-    splits = {"train": wish.data, "eval": wish.eval, "test": wish.test}
-    return plan.validate(
-        {
-            "schema_version": plan.SCHEMA_VERSION,
-            "name": _name(situation.project),
-            "task": intent.task,
-            "base": {"model": _portable_model(wish.model, body), "revision": body.commit},
-            "data": {
-                **{name: f"data/{name}{path.suffix.lower()}" if path else None for name, path in splits.items()},
-                "format": detected.format,
-                "text_column": columns.get("text", wish.text_column),
-                "label_column": columns.get("label", wish.label_column),
-                "columns": {
-                    name: columns[name] for name in _COLUMNS.get(detected.format, ()) if columns.get(name, name) != name
-                },
-                "labels": sorted(detected.labels),
-                "system_prompt": _system_prompt(wish, detected, intent.task),
-            },
-            "method": advice.method,
-            "training": advice.training,
-            "serving": intent.serving,
-        }
-    )
-
-
-def _sources(made: plan.FineTunePlan, wish: Wish) -> dict[str, Path]:
-    named = ((made.data.train, wish.data), (made.data.eval, wish.eval), (made.data.test, wish.test))
-    return {name: source for name, source in named if name and source}
 
 
 def _device(situation: _Situation, gpu: str | None) -> Device:
@@ -273,36 +225,3 @@ def _device(situation: _Situation, gpu: str | None) -> Device:
         largest = max(machine.gpus, key=lambda each: each.memory_gib)
         return Device("cuda", memory or largest.memory_gib * SHARE_OF_MEMORY, largest.capability)
     return Device("cpu", memory or machine.ram_available_gib * SHARE_OF_MEMORY)
-
-
-def _base(body: Anatomy) -> dict[str, Any]:
-    return {
-        "model": body.id,
-        "commit": body.commit,
-        "folder": str(body.folder) if body.folder else None,
-        "config_sha256": files.sha256_file(body.folder / "config.json") if body.folder else None,
-        "parameters": body.parameters,
-        "model_type": body.model_type,
-        "licence": body.licence,
-    }
-
-
-def _portable_model(model: str, body: Anatomy) -> str:
-    """A hub id stays one; a local folder becomes absolute, since the project's scripts run from elsewhere."""
-    return str(body.folder) if body.folder and not body.commit else model
-
-
-def _system_prompt(wish: Wish, detected: Detected, task: plan.Task) -> str | None:
-    if task not in measure.AS_CHATS:
-        return None
-    if wish.system_prompt or task != "classification":
-        return wish.system_prompt
-    labels = sorted(detected.labels)
-    if len(labels) > _MANY_LABELS:
-        return "Classify the text. Answer with the label only."
-    return f"Classify the text as one of: {', '.join(labels)}. Answer with the label only."
-
-
-def _name(project: Path) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", project.name.lower()).strip("-")[:60]
-    return name or "fine-tune"

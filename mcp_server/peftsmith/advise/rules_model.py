@@ -84,7 +84,8 @@ def _base(plan: FineTunePlan, anatomy: Anatomy) -> Iterator[Finding]:
         for each in anatomy.findings:
             if each.id == "model.architecture.not_causal":
                 yield finding(each.id, each.message, severity="error", **each.evidence)
-    if plan.task in _CHATS and anatomy.chat_template is None:
+    own = getattr(plan.training, "chat_template", None)  # plans of a schema that lets them bring one
+    if plan.task in _CHATS and anatomy.chat_template is None and own is None:
         yield finding("plan.template.missing", task=plan.task)
     if anatomy.quantization:
         message = f"The generated scripts do not load a base that is stored as {anatomy.quantization} yet."
