@@ -143,15 +143,10 @@ def _of_model(case: cases.Case, document: dict[str, Any], work: Path, model: str
 
 def _plan(case: cases.Case, document: dict[str, Any], work: Path, model: str | None) -> list[Finding]:
     from peftsmith.advise import rules
-    from peftsmith.model import anatomy, target_findings
+    from peftsmith.model import anatomy
 
     made = plan.validate(document)
-    body = anatomy.inspect(str(model), made.base.revision if model == made.base.model else None)
-    method = made.method
-    return [
-        *rules.check(made, body),
-        *target_findings.judge(body, method.target_modules or "all-linear", method.rank or 1),
-    ]
+    return rules.check(made, anatomy.inspect(str(model), made.base.revision if model == made.base.model else None))
 
 
 def _write_project(work: Path, document: dict[str, Any]) -> None:

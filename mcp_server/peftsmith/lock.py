@@ -20,7 +20,7 @@ LOCK_VERSION = 1
 
 
 class Why(BaseModel):
-    """The reason for one recommended value: which rule, whose evidence, and what would change it."""
+    """The reason for one recommended value: which rule, whose evidence and how strong, what would change it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,6 +28,8 @@ class Why(BaseModel):
     rule: str
     reason: str
     source: str
+    strength: str = ""
+    conflicts: str = ""
     would_change: str
 
 

@@ -387,6 +387,14 @@ def estimate_time(
     return _result(body.findings, estimate=found)
 
 
+# As in plan.py, which takes too long to import while a server starts; a test compares them.
+Task = Literal[
+    "chat", "completion", "text", "continued_pretraining", "classification", "sequence_classification",
+    "token_classification", "question_answering", "seq2seq",
+]  # fmt: skip
+ServingTarget = Literal["transformers", "vllm", "sglang", "llama.cpp", "ollama"]
+
+
 def plan_finetune(
     project: Annotated[
         str, Field(description="Folder for the project; made when missing, refused when it holds another plan.")
@@ -394,14 +402,31 @@ def plan_finetune(
     model: Model,
     data: Annotated[str, Field(description="The training rows.")],
     test: Annotated[str | None, Field(description="Rows kept for the test.")] = None,
+    eval: Annotated[str | None, Field(description="Rows for held-out loss during training.")] = None,
     revision: Revision = None,
+    task: Annotated[Task | None, Field(description="By rows and base when left out.")] = None,
     method: Annotated[
-        Literal["lora", "qlora"] | None, Field(description="Only to overrule the recommendation.")
+        str | None,
+        Field(description="Only to overrule the recommendation: lora, qlora, full, or any PEFT type such as ia3."),
     ] = None,
-    serving: Literal["transformers", "vllm", "sglang", "llama.cpp", "ollama"] = "transformers",
+    reason: Annotated[str | None, Field(description="Why all weights must train; full needs it.")] = None,
+    config: Annotated[
+        dict[str, Any] | None, Field(description="Fields of the method's PEFT config, by PEFT's names.")
+    ] = None,
+    serving: ServingTarget = "transformers",
+    goal: Annotated[
+        Literal["style", "knowledge", "changing_facts"] | None, Field(description="What it is to learn.")
+    ] = None,
+    forgetting: Annotated[Literal["little", "any"] | None, Field(description="How much the base may forget.")] = None,
+    adapters: Annotated[int | None, Field(ge=1, description="How many adapters one server holds at a time.")] = None,
+    gpu: Annotated[str | None, Field(description="GPU to train on, such as L4; this machine's when left out.")] = None,
     memory_gib: Annotated[
-        float | None, Field(gt=0, description="Memory of the training device; this machine's when left out.")
+        float | None, Field(gt=0, description="Memory of the training device; the GPU's or machine's when left out.")
     ] = None,
+    base_score: Annotated[
+        float | None, Field(description="What the base with its best prompt reached in an evaluation.")
+    ] = None,
+    wanted_score: Annotated[float | None, Field(description="What would be good enough, in the same measure.")] = None,
     system_prompt: Annotated[
         str | None, Field(description="System message for every row (classification: the instruction).")
     ] = None,
@@ -409,23 +434,45 @@ def plan_finetune(
     label_column: str = "label",
 ) -> Result:
     """Write plan.yaml and plan.lock.json from the model, the data and the machine, with the reason, the source and
-    what would change it for every recommended value. Costs nothing."""
+    what would change it for every recommended value; compare alternatives (memory, time, share, serving); name the
+    questions whose answers would change the plan; say when not to train. Costs nothing."""
     from peftsmith.advise import planner
+    from peftsmith.advise.facts import Intent
 
+    intent = Intent(
+        method=method,
+        serving=serving,
+        goal=goal,
+        forgetting=forgetting,
+        adapters=adapters,
+        reason=reason,
+        config=config or {},
+    )
     wish = planner.Wish(
         model=model,
         data=files.resolve(data),
         test=files.resolve(test) if test else None,
+        eval=files.resolve(eval) if eval else None,
         revision=revision,
-        method=method,
-        serving=serving,
+        task=task,
+        intent=intent,
+        gpu=gpu,
         memory_gib=memory_gib,
+        base_score=base_score,
+        wanted_score=wanted_score,
         system_prompt=system_prompt,
         text_column=text_column,
         label_column=label_column,
     )
     made = planner.make(files.resolve(project, must_exist=False), wish)
-    return _result(made.findings, plan=made.plan.model_dump(mode="json"), why=made.why, estimate=made.estimate)
+    return _result(
+        made.findings,
+        plan=made.plan.model_dump(mode="json"),
+        why=made.why,
+        estimate=made.estimate,
+        alternatives=made.alternatives,
+        questions=made.questions,
+    )
 
 
 def generate_project(project: Project) -> Result:

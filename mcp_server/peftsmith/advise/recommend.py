@@ -1,47 +1,31 @@
 """The recommended value for every field of a plan, each with its reason.
 
-Knows: the rules of knowledge/rules.toml as functions of model, data and memory.
-Does not know: files; it takes what was inspected and returns values.
+Knows: in which order the fields are decided, since later ones depend on earlier ones.
+Does not know: the rules (knowledge/rules.toml, engine.py), the facts (facts.py), files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
-from peftsmith.advise.rules import why
+from peftsmith.advise import engine, facts, fit
+from peftsmith.advise.facts import Device, Intent, Rows
 from peftsmith.finding import Finding, finding
+from peftsmith.knowledge import methods
 from peftsmith.lock import Why
 
 if TYPE_CHECKING:
     from peftsmith.model.anatomy import Anatomy
-    from peftsmith.model.memory import Estimate, Request
 
-RANKS = (16, 32, 64, 128, 256)
-EFFECTIVE_BATCH = 16
-FEWEST_ROWS = 50
-ALPHA = 32
-Precision = Literal["fp32", "bf16", "fp16"]
-Kind = Literal["lora", "qlora"]
-GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Device:
-    """The training device: `memory_gib` usable, `capability` of a CUDA GPU as (major, minor), None for others."""
-
-    kind: Literal["cuda", "cpu"]
-    memory_gib: float
-    capability: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What the audit says that values depend on. Token numbers are None when no tokenizer was there."""
-
-    count: int
-    longest: int | None
-    loss_tokens: int | None
+__all__ = ["Device", "Intent", "Recommendation", "Rows", "recommend"]
+NF4 = {"bits": 4, "type": "nf4", "double": True}
+_AFTER_FIT = (
+    "training.batch_size", "training.gradient_accumulation", "training.gradient_checkpointing",
+    "training.learning_rate", "training.schedule", "training.warmup", "training.max_grad_norm",
+    "training.weight_decay", "training.group_by_length", "training.logging_steps", "training.save_steps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,148 +35,142 @@ class Recommendation:
     method: dict[str, Any]
     training: dict[str, Any]
     why: dict[str, Why]
-    estimate: Estimate
+    fit: fit.Fit
     findings: tuple[Finding, ...]
+    facts: dict[str, Any]
 
 
-def recommend(anatomy: Anatomy, rows: Rows, device: Device, *, method: Kind | None = None) -> Recommendation:
-    """Values for a plan on this model, data and device; `method` overrules the choice between lora and qlora."""
-    from peftsmith.model import memory, targets
+@dataclass
+class _Draft:
+    """What has been decided so far."""
 
-    max_length = _max_length(anatomy, rows)
-    precision = _precision(device)
-    modules = targets.find(anatomy, rank=RANKS[0], preset="all-linear")[0].value
-    rank, rank_reason = _rank(anatomy, modules, rows)
-    wanted = memory.Request(
-        method="lora",
-        rank=rank,
-        targets="all-linear",
-        batch_size=_first_batch(rows),
-        sequence_length=min(rows.longest or max_length, max_length),
-        precision=precision,
-        gradient_checkpointing=False,
-        device=device.kind,
-    )
-    request, estimate, findings = _fit(anatomy, wanted, device, method)
-    accumulation = max(1, EFFECTIVE_BATCH // request.batch_size)
-    rate = _learning_rate(anatomy.parameters)
-    epochs = _epochs(rows.count)
-    quantization = {"bits": 4, "type": "nf4", "double": True} if request.method == "qlora" else None
-    fits = (
-        f"{estimate.device.high / GIB:.2f} GiB at most against {device.memory_gib:.1f} GiB on this {device.kind} device"
-    )
-    reasons = {
-        ("method.quantization.bits" if quantization else "method.quantization"): why(
-            4 if quantization else None, "method.memory", f"Estimated {fits}."
-        ),
-        "method.rank": why(rank, "rank.capacity", rank_reason),
-        "method.alpha": why(ALPHA, "alpha.fixed", f"Effective scale {ALPHA / rank:g}."),
-        "method.dropout": why(0.0, "dropout.none", "No sign of overfitting has been seen yet."),
-        "method.config": why({}, "serving.portable", "Keeps the adapter loadable by every server."),
-        "method.target_modules": why(modules, "targets.all_linear", f"All linear layers of a {anatomy.model_type}."),
-        "training.max_length": why(
-            max_length, "max_length.data", f"The longest row has {rows.longest or 'unknown'} tokens."
-        ),
-        "training.epochs": why(epochs, "epochs.size", f"{rows.count} rows."),
-        "training.batch_size": why(request.batch_size, "batch.effective", f"The largest that fits: {fits}."),
-        "training.gradient_accumulation": why(
-            accumulation, "batch.effective", f"Effective batch {request.batch_size * accumulation}."
-        ),
-        "training.learning_rate": why(rate, "learning_rate.size", f"{anatomy.parameters / 1e9:.3g} B parameters."),
-        "training.precision": why(precision, "precision.device", _device_text(device)),
-        "training.gradient_checkpointing": why(
-            request.gradient_checkpointing, "checkpointing.memory", f"Estimated {fits}."
-        ),
-    }
+    facts: dict[str, Any]
+    decided: dict[str, engine.Decision] = field(default_factory=dict)
+
+    def decide(self, name: str) -> Any:
+        self.decided[name] = engine.decide(name, self.facts)
+        return self.decided[name].value
+
+
+def recommend(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent | None = None) -> Recommendation:
+    """Values for a plan on this model, data and device. Raises PeftsmithError for a method that cannot be planned."""
+    intent = intent or Intent()
+    found = _attempt(anatomy, rows, device, intent, experts_fit=True)
+    if found.fit.fits or found.fit.request.targets != "everything":
+        return found
+    return _attempt(anatomy, rows, device, intent, experts_fit=False)
+
+
+def _attempt(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent, *, experts_fit: bool) -> Recommendation:
+    draft = _Draft({**facts.of(anatomy, rows, device, intent), "experts_fit": experts_fit})
+    known = draft.facts
+    known |= facts.of_method(anatomy, intent, draft.decide("method.peft_type"))
+    preset = draft.decide("targets.preset")
+    known["preset"] = preset
+    known |= facts.of_targets(anatomy, rows, intent, known, preset)
+    for name in ("rank", "alpha", "dropout", "config"):
+        known[name] = draft.decide(f"method.{name}")
+    for name in ("precision", "max_length", "epochs"):
+        known[name] = draft.decide(f"training.{name}")
+    known["effective"] = draft.decide("batch.effective")
+    found = _fit(anatomy, draft, rows, device, intent, preset)
+    known |= _of_fit(found, rows, known)
+    for name in _AFTER_FIT:
+        draft.decide(name)
     return Recommendation(
-        method={
-            "peft_type": "LORA",
-            "rank": rank,
-            "alpha": ALPHA,
-            "dropout": 0.0,
-            "config": {},
-            "target_modules": modules,
-            "quantization": quantization,
-        },
+        method=_method(draft, intent),
         training={
-            "max_length": max_length,
-            "epochs": epochs,
-            "batch_size": request.batch_size,
-            "gradient_accumulation": accumulation,
-            "learning_rate": rate,
-            "precision": precision,
-            "gradient_checkpointing": request.gradient_checkpointing,
+            name.removeprefix("training."): each.value for name, each in draft.decided.items() if "training." in name
         },
-        why=reasons,
-        estimate=estimate,
-        findings=tuple(findings),
+        why=_whys(draft),
+        fit=found,
+        findings=tuple(_findings(found, device, intent, known)),
+        facts=known,
     )
 
 
-def _fit(
-    anatomy: Anatomy, wanted: Request, device: Device, method: Kind | None
-) -> tuple[Request, Estimate, list[Finding]]:
-    """The cheapest change of `wanted` whose upper bound fits: smaller batch, then checkpointing, then QLoRA."""
-    from peftsmith.model import memory
+def _fit(anatomy: Anatomy, draft: _Draft, rows: Rows, device: Device, intent: Intent, preset: str) -> fit.Fit:
+    """The setting that fits, on the base as it is or in 4 bits, as the rules of method.quantised decide."""
+    known = draft.facts
+    wanted = fit.request(known, rows, device, intent, preset)
+    plain = fit.smallest_change(anatomy, wanted, device, quantised=False)
+    # Fused experts are not quantised, so that adapting them goes with the base as it is.
+    may = known["quantisable"] and preset != "everything"
+    quantised = fit.smallest_change(anatomy, wanted, device, quantised=True) if may else None
+    known |= {
+        "fits_plain": plain.fits,
+        "plain_gib": plain.gib,
+        "can_quantise": quantised is not None,
+        "quantised_gib": quantised.gib if quantised else None,
+    }
+    return quantised if draft.decide("method.quantised") and quantised else plain
 
-    methods: list[Kind] = [method] if method else ["lora", "qlora"]
-    batches = [size for size in (16, 8, 4, 2, 1) if size <= wanted.batch_size]
+
+def _of_fit(found: fit.Fit, rows: Rows, known: dict[str, Any]) -> dict[str, Any]:
+    batch = found.request.batch_size
+    accumulation = max(1, known["effective"] // batch)
+    whole = rows.count
+    if known["task"] == "continued_pretraining" and rows.total_tokens:
+        whole = max(1, rows.total_tokens // known["max_length"])
+    steps = max(1, ceil(whole / (batch * accumulation)) * ceil(known["epochs"]))
+    rank, alpha = known["rank"], known["alpha"]
+    return {
+        "batch_size": batch,
+        "accumulation": accumulation,
+        "effective": batch * accumulation,
+        "checkpointing": found.request.gradient_checkpointing,
+        "needed_gib": found.gib,
+        "steps": steps,
+        "save_steps": max(1, ceil(steps / 4)),
+        "logging_steps": min(10, max(1, steps // 50)),
+        "scale": f"{alpha / rank:g}" if alpha and rank else None,
+    }
+
+
+def _method(draft: _Draft, intent: Intent) -> dict[str, Any]:
+    known = draft.facts
+    made = {"peft_type": known["peft_type"], "config": known["config"]}
+    if known["peft_type"] == methods.FULL:
+        return {"peft_type": methods.FULL, "reason": intent.reason}
+    for name in ("rank", "alpha", "dropout", "target_modules"):
+        if known[name] is not None:
+            made[name] = known[name]
+    if known["config"].get("target_parameters") and not known["target_modules"]:
+        made["target_modules"] = None
+    return made | {"quantization": NF4 if draft.decided["method.quantised"].value else None}
+
+
+def _whys(draft: _Draft) -> dict[str, Why]:
+    """The reasons by field of plan.yaml. What is left to PEFT has none."""
+    known, decided = draft.facts, draft.decided
+    found = {
+        name: each.why(known)
+        for name, each in decided.items()
+        if each.value is not None and name.startswith(("method.", "training.")) and name != "method.quantised"
+    }
+    if known["peft_type"] == methods.FULL:
+        return {name: each for name, each in found.items() if name != "method.config"}
+    config = found.pop("method.config")
+    options = {
+        f"method.config.{name}": config.model_copy(update={"value": each}) for name, each in config.value.items()
+    }
+    found |= options or {"method.config": config}
+    quantised = decided["method.quantised"].why(known)
+    name = "method.quantization.bits" if quantised.value else "method.quantization"
+    found[name] = quantised.model_copy(update={"value": 4 if quantised.value else None})
+    if known["target_modules"] is not None:
+        found["method.target_modules"] = (
+            decided["targets.preset"].why(known).model_copy(update={"value": known["target_modules"]})
+        )
+    return found
+
+
+def _findings(found: fit.Fit, device: Device, intent: Intent, known: dict[str, Any]) -> list[Finding]:
     findings = []
-    if method and method != "lora":
-        findings.append(finding("advise.method.overruled", method=method))
-    request, estimate = wanted, memory.estimate(anatomy, wanted)
-    for kind in methods:
-        for checkpointing in (False, True):
-            for batch in batches if checkpointing or kind == "lora" else batches[:1]:
-                request = replace(wanted, method=kind, gradient_checkpointing=checkpointing, batch_size=batch)
-                estimate = memory.estimate(anatomy, request)
-                if estimate.device.high <= device.memory_gib * GIB:
-                    return request, estimate, findings
-    needed = round(estimate.device.high / GIB, 2)
-    findings.append(finding("advise.memory.does_not_fit", needed_gib=needed, there_is_gib=device.memory_gib))
-    return request, estimate, findings
-
-
-def _first_batch(rows: Rows) -> int:
-    return 8 if rows.count < 10_000 else EFFECTIVE_BATCH
-
-
-def _max_length(anatomy: Anatomy, rows: Rows) -> int:
-    longest = rows.longest or 1024
-    rounded = -(-longest // 64) * 64
-    return min(rounded, anatomy.max_positions) if anatomy.max_positions else rounded
-
-
-def _precision(device: Device) -> Precision:
-    if device.kind == "cpu":
-        return "fp32"
-    return "bf16" if device.capability is None or device.capability >= (8, 0) else "fp16"
-
-
-def _device_text(device: Device) -> str:
-    if device.kind == "cpu":
-        return "Training runs on the CPU."
-    return "CUDA device of unknown capability." if device.capability is None else f"Capability {device.capability}."
-
-
-def _rank(anatomy: Anatomy, modules: list[str] | str, rows: Rows) -> tuple[int, str]:
-    from peftsmith.model import targets
-
-    per_rank = targets.count(anatomy, modules, 1)
-    if rows.loss_tokens is None:
-        return RANKS[0], "The tokens that carry loss could not be counted."
-    smallest = -(-rows.loss_tokens // max(per_rank, 1))
-    rank = next((rank for rank in RANKS if rank >= smallest), RANKS[-1])
-    return rank, f"{rows.loss_tokens} loss tokens against {per_rank} parameters a rank: at least rank {smallest}."
-
-
-def _learning_rate(parameters: int) -> float:
-    if parameters <= 4.5e9:
-        return 5e-4
-    return 2e-4 if parameters <= 13.5e9 else 1e-4
-
-
-def _epochs(rows: int) -> float:
-    if rows < 1000:
-        return 3.0
-    return 2.0 if rows < 10_000 else 1.0
+    if intent.method and intent.method.lower() != "lora":
+        findings.append(finding("advise.method.overruled", method=intent.method))
+    if not found.fits:
+        findings.append(
+            finding("advise.memory.does_not_fit", needed_gib=found.gib, there_is_gib=round(device.memory_gib, 2))
+        )
+    return [*findings, *found.estimate.findings]

@@ -1,20 +1,19 @@
 """What is wrong or unwise in a plan, judged against the base model it names.
 
-Knows: the plan-level rules and their limits; the catalogue of reasons in knowledge/rules.toml.
-Does not know: the rows (data/), the machine (machine/), or whether the scripts work (project/).
+Knows: limits of training, method and data values as tables of small rules.
+Does not know: serving (rules_serving.py), the base's modules (rules_model.py), combinations that PEFT refuses
+(project/fitness.py), the rows (data/), the machine (machine/).
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from peftsmith.finding import Finding, Severity, finding
+from peftsmith.advise import rules_model, rules_serving
+from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
-from peftsmith.lock import Why
 from peftsmith.plan import FineTunePlan
 from peftsmith.plan_method import Method
 from peftsmith.project import fitness
@@ -24,113 +23,165 @@ if TYPE_CHECKING:
 
 LOWEST_LEARNING_RATE, HIGHEST_LEARNING_RATE = 5e-5, 5e-3
 LOWEST_OF_FULL, HIGHEST_OF_FULL = 1e-6, 2e-4
-# Methods that adapt the same modules as LoRA, so that the same judgement of targets holds.
-_LORA_TARGETS = ("LORA", "ADALORA", "DELORA", "HIRA", "LOHA", "LOKR", "MISS", "RANDLORA", "VERA")
-LOWEST_SCALE, HIGHEST_SCALE = 0.25, 8.0
-MOST_EPOCHS = 8
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-IGNORE_RSLORA = ("sglang", "llama.cpp", "ollama")
+# alpha 32 (LoRA Without Regret) is a scale of 1/8 at rank 256 and 1/16 at rank 512.
+LOWEST_SCALE, HIGHEST_SCALE = 0.0625, 8.0
+MOST_EPOCHS, MOST_REPEATS = 8, 4
+LARGEST_BATCH = 128
+LONGEST_WARMUP = 0.3
+MOST_DROPOUT = 0.3
+MOST_DECAY = 0.2
+TIGHTEST_CLIPPING, LOOSEST_CLIPPING = 0.05, 10.0
+SHORTEST_ROWS = 64
+LEAST_RANK_OF_PRETRAINING = 64
+_MOST_LABELS = 50
+_QUANTISED_COPY = re.compile(r"[-_.](bnb-)?(4|8)bit\b|[-_.](gptq|awq|gguf|bnb|int4|int8)\b", re.IGNORECASE)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WHOLE_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings", "shared")
 
-
-@cache
-def reasons() -> dict[str, dict[str, str]]:
-    """knowledge/rules.toml: rule id to statement, source, strength, conflicts, would_change."""
-    text = resources.files("peftsmith").joinpath("knowledge", "rules.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def why(value: object, rule: str, reason: str) -> Why:
-    """The lock's entry for one recommended value."""
-    entry = reasons()[rule]
-    return Why(value=value, rule=rule, reason=reason, source=entry["source"], would_change=entry["would_change"])
+# What a rule saw, where it holds; None where it does not.
+Seen = Mapping[str, Any] | None
+Rule = Callable[[FineTunePlan], Seen]
 
 
 def check(plan: FineTunePlan, anatomy: Anatomy | None) -> list[Finding]:
     """Findings about a plan; without an anatomy what needs one is reported as unknown."""
-    found = [*_hyperparameters(plan), *_serving(plan)]
+    found = judge(plan, RULES) + judge(plan, rules_serving.RULES)
     found += fitness.judge(plan, None if anatomy is None else {"model_type": anatomy.model_type})
     if anatomy is None:
         return [*found, finding("plan.base.unreadable", model=plan.base.model)]
-    return [*found, *_against_model(plan, anatomy)]
+    return [*found, *rules_model.check(plan, anatomy)]
 
 
-def _hyperparameters(plan: FineTunePlan) -> list[Finding]:
-    training, method = plan.training, plan.method
-    scale = _scale(method)
-    low, high = _learning_rates(method)
-    rules: list[tuple[bool, Callable[[], Finding]]] = [
-        (
-            training.learning_rate < low,
-            lambda: finding("plan.learning_rate.full_tuning", learning_rate=training.learning_rate),
-        ),
-        (
-            training.learning_rate > high,
-            lambda: finding("plan.learning_rate.too_high", learning_rate=training.learning_rate),
-        ),
-        (training.precision == "fp16", lambda: finding("plan.precision.fp16_trainables")),
-        (
-            scale is not None and not LOWEST_SCALE <= scale <= HIGHEST_SCALE,
-            lambda: finding("plan.alpha.scale_extreme", scale=round(scale or 0.0, 4)),
-        ),
-        (training.epochs > MOST_EPOCHS, lambda: finding("plan.epochs.many", epochs=training.epochs)),
-        (plan.base.trust_remote_code, lambda: finding("plan.remote_code.allowed", revision=plan.base.revision)),
-        (plan.data.test is None, lambda: finding("advise.test.missing")),
-    ]
-    return [make() for holds, make in rules if holds]
+def judge(plan: FineTunePlan, rules: Mapping[str, Rule]) -> list[Finding]:
+    """The findings of a table of rules. A rule's `message` and `severity` go before the catalogue's."""
+    found = []
+    for id_, rule in rules.items():
+        seen = rule(plan)
+        if seen is not None:
+            found.append(finding(id_, **seen))
+    return found
 
 
-def _scale(method: Method) -> float | None:
+def seen(holds: object, **evidence: Any) -> Seen:
+    """What a rule returns: its evidence if it holds."""
+    return evidence if holds else None
+
+
+def scale(method: Method) -> float | None:
     """LoRA's factor alpha / r (rsLoRA: alpha / sqrt r) where the plan sets both; other methods scale otherwise."""
     if method.peft_type != "LORA" or method.alpha is None or method.rank is None:
         return None
     return float(method.alpha / (method.rank**0.5 if method.config.get("use_rslora") else method.rank))
 
 
-def _learning_rates(method: Method) -> tuple[float, float]:
+def learning_rates(method: Method) -> tuple[float, float]:
+    """The lowest and highest rate that experience supports for this method."""
     if method.full:
         return LOWEST_OF_FULL, HIGHEST_OF_FULL
     return methods.method(method.peft_type).learning_rate or (LOWEST_LEARNING_RATE, HIGHEST_LEARNING_RATE)
 
 
-def _serving(plan: FineTunePlan) -> list[Finding]:
-    found = []
-    if plan.method.config.get("use_rslora") and plan.serving in IGNORE_RSLORA:
-        found.append(finding("plan.scale.lost_at_serving", serving=plan.serving))
-    if not plan.method.full:
-        known = methods.method(plan.method.peft_type)
-        if plan.serving not in methods.servers(known, plan.method.config):
-            merges = methods.merges(known, plan.method.config)
-            message = f"{plan.serving} does not load this {known.name} adapter" + (
-                "; serve the merged model." if merges else ", and it cannot be merged."
-            )
-            severity: Severity = "warning" if merges else "error"
-            found.append(finding("plan.method.unserved", message, severity=severity, serving=plan.serving))
-    rank = plan.method.rank
-    if plan.serving == "vllm" and rank is not None and rank > VLLM_RANKS[-1]:
-        found.append(finding("plan.rank.above_server", rank=rank, highest=VLLM_RANKS[-1]))
-    return found
+def effective_batch(plan: FineTunePlan) -> int:
+    return plan.training.batch_size * plan.training.gradient_accumulation
 
 
-def _against_model(plan: FineTunePlan, anatomy: Anatomy) -> list[Finding]:
-    from peftsmith.model import target_findings
+def _low_rate(plan: FineTunePlan) -> Seen:
+    low, rate = learning_rates(plan.method)[0], plan.training.learning_rate
+    message = f"{rate:g} is below what {plan.method.peft_type} learns with ({low:g})."
+    return seen(rate < low, message=message, learning_rate=rate, lowest=low)
 
+
+def _high_rate(plan: FineTunePlan) -> Seen:
+    high, rate = learning_rates(plan.method)[1], plan.training.learning_rate
+    message = f"{rate:g} is above what {plan.method.peft_type} tolerates ({high:g}); the loss will likely diverge."
+    return seen(rate > high, message=message, learning_rate=rate, highest=high)
+
+
+def _scale(plan: FineTunePlan) -> Seen:
+    value = scale(plan.method)
+    return seen(value is not None and not LOWEST_SCALE <= value <= HIGHEST_SCALE, scale=round(value or 0.0, 4))
+
+
+def _full(plan: FineTunePlan) -> Seen:
+    pretraining = plan.task == "continued_pretraining"
+    return seen(plan.method.full, severity="info" if pretraining else "warning", reason=plan.method.reason)
+
+
+def _pretraining_rank(plan: FineTunePlan) -> Seen:
     method = plan.method
-    found = []
-    if method.target_modules is not None and method.peft_type in _LORA_TARGETS:
-        found += target_findings.judge(anatomy, method.target_modules, method.rank or 1)
-    if anatomy.max_positions and plan.training.max_length > anatomy.max_positions:
-        found.append(
-            finding("plan.max_length.above_model", max_length=plan.training.max_length, limit=anatomy.max_positions)
-        )
-    if method.quantization and anatomy.quantization:
-        found.append(finding("plan.quantization.doubled", quantization=anatomy.quantization))
-    if plan.task_type == "CAUSAL_LM":
-        found += [
-            finding(each.id, each.message, severity="error", **each.evidence)
-            for each in anatomy.findings
-            if each.id == "model.architecture.not_causal"
-        ]
-    if anatomy.quantization:
-        message = f"The generated scripts do not load a base that is stored as {anatomy.quantization} yet."
-        found.append(finding("model.quantization.stored", message, severity="error", scheme=anatomy.quantization))
-    return found
+    low = method.peft_type == "LORA" and (method.rank or 0) < LEAST_RANK_OF_PRETRAINING
+    return seen(plan.task == "continued_pretraining" and low, rank=method.rank, least=LEAST_RANK_OF_PRETRAINING)
+
+
+def _clipping(plan: FineTunePlan) -> Seen:
+    norm = plan.training.max_grad_norm
+    return seen(not TIGHTEST_CLIPPING <= norm <= LOOSEST_CLIPPING, max_grad_norm=norm)
+
+
+def _virtual_tokens(plan: FineTunePlan) -> Seen:
+    count = plan.method.config.get("num_virtual_tokens") or 0
+    return seen(2 * count > plan.training.max_length, num_virtual_tokens=count, max_length=plan.training.max_length)
+
+
+def _whole_modules(plan: FineTunePlan) -> Seen:
+    saved = [name for name in plan.method.config.get("modules_to_save") or () if name in _WHOLE_EMBEDDINGS]
+    return seen(saved, modules=saved)
+
+
+def _same_file(plan: FineTunePlan) -> Seen:
+    named = [name for name in (plan.data.train, plan.data.eval, plan.data.test) if name]
+    same = sorted({name for name in named if named.count(name) > 1})
+    return seen(same, files=same)
+
+
+def _labels_alike(plan: FineTunePlan) -> Seen:
+    plain = [" ".join(label.casefold().split()) for label in plan.data.labels]
+    alike = [label for label, name in zip(plan.data.labels, plain, strict=True) if plain.count(name) > 1]
+    return seen(alike, labels=alike[:8])
+
+
+def _labels_unsaid(plan: FineTunePlan) -> Seen:
+    prompt, labels = plan.data.system_prompt, plan.data.labels
+    if plan.task != "classification" or len(labels) > _MOST_LABELS:
+        return None
+    unsaid = [label for label in labels if label not in (prompt or "")]
+    return seen(unsaid, labels=unsaid[:8])
+
+
+RULES: Mapping[str, Rule] = {
+    "plan.learning_rate.full_tuning": _low_rate,
+    "plan.learning_rate.too_high": _high_rate,
+    "plan.precision.fp16_trainables": lambda p: seen(p.training.precision == "fp16"),
+    "plan.alpha.scale_extreme": _scale,
+    "plan.epochs.many": lambda p: seen(p.training.epochs > MOST_EPOCHS, epochs=p.training.epochs),
+    "plan.epochs.pretraining": lambda p: seen(
+        p.task == "continued_pretraining" and p.training.epochs > MOST_REPEATS, epochs=p.training.epochs
+    ),
+    "plan.remote_code.allowed": lambda p: seen(p.base.trust_remote_code, revision=p.base.revision),
+    "advise.test.missing": lambda p: seen(p.data.test is None),
+    "plan.batch.large": lambda p: seen(effective_batch(p) > LARGEST_BATCH, effective=effective_batch(p)),
+    "plan.batch.single": lambda p: seen(effective_batch(p) == 1),
+    "plan.warmup.long": lambda p: seen(p.training.warmup > LONGEST_WARMUP, warmup=p.training.warmup),
+    "plan.weight_decay.high": lambda p: seen(
+        p.training.weight_decay > MOST_DECAY, weight_decay=p.training.weight_decay
+    ),
+    "plan.clipping.extreme": _clipping,
+    "plan.max_length.short": lambda p: seen(p.training.max_length < SHORTEST_ROWS, max_length=p.training.max_length),
+    "plan.dropout.high": lambda p: seen((p.method.dropout or 0) > MOST_DROPOUT, dropout=p.method.dropout),
+    "plan.full.instead_of_adapter": _full,
+    "plan.rank.low_for_pretraining": _pretraining_rank,
+    "plan.quantization.fp4": lambda p: seen(p.method.quantization and p.method.quantization.type == "fp4"),
+    "plan.quantization.single": lambda p: seen(
+        p.method.quantization and p.method.quantization.bits == 4 and not p.method.quantization.double
+    ),
+    "plan.init.random": lambda p: seen(p.method.config.get("init_lora_weights") is False),
+    "plan.prompt.long": _virtual_tokens,
+    "plan.modules.saved_whole": _whole_modules,
+    "plan.data.same_file": _same_file,
+    "plan.labels.alike": _labels_alike,
+    "plan.labels.unsaid": _labels_unsaid,
+    "plan.base.quantised_copy": lambda p: seen(_QUANTISED_COPY.search(p.base.model), model=p.base.model),
+    "plan.base.unpinned": lambda p: seen(
+        p.base.revision is None and _HUB_ID.fullmatch(p.base.model), model=p.base.model
+    ),
+}

@@ -176,7 +176,7 @@ def describe(model: source.ModelFiles, *, trust_remote_code: bool = False, real:
         )
     if body is None and model.gguf is None:
         findings.append(_unsupported(config, scheme))
-    elif body is not None and (_architecture(config) or "").endswith(_NO_GENERATION):
+    elif body is not None and _writes_nothing(_architecture(config) or ""):
         message = f"{_architecture(config)} does not generate text."
         findings.append(finding("model.architecture.not_causal", message, severity="warning"))
     elif not tensors and not any(each.id.startswith("model.weights.") for each in findings):
@@ -338,6 +338,11 @@ def _positions(config: Mapping[str, Any]) -> int | None:
 def _architecture(config: Mapping[str, Any]) -> str | None:
     names = config.get("architectures")
     return _name(names[0]) if isinstance(names, list) and names else None
+
+
+def _writes_nothing(architecture: str) -> bool:
+    """Whether the class has no head that writes text; GPT2LMHeadModel has one, BertModel has none."""
+    return architecture.endswith(_NO_GENERATION) and not architecture.endswith("LMHeadModel")
 
 
 def _name(value: Any) -> str | None:

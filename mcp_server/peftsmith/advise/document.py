@@ -1,0 +1,118 @@
+"""The plan's document: what was said, found and recommended, put together as plan.yaml holds it.
+
+Knows: names of splits, columns and labels, the instruction of a classification, how a base is named and recorded.
+Does not know: how anything was found out (planner.py) or recommended (recommend.py).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftsmith import files, plan
+from peftsmith.advise import measure, recommend
+from peftsmith.advise.facts import Intent
+
+if TYPE_CHECKING:
+    from peftsmith.data.formats import Detected
+    from peftsmith.model.anatomy import Anatomy
+
+_MANY_LABELS = 50
+# Fields of a format whose columns the scripts look up under data.columns.
+_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user said: base model, rows, and what is to be done differently from the recommendation.
+
+    `task` None: by rows and base. `gpu` is a name of the catalogue; without it this machine's device counts.
+    """
+
+    model: str
+    data: Path
+    test: Path | None = None
+    eval: Path | None = None
+    revision: str | None = None
+    task: plan.Task | None = None
+    intent: Intent = field(default_factory=Intent)
+    gpu: str | None = None
+    memory_gib: float | None = None
+    base_score: float | None = None
+    wanted_score: float | None = None
+    system_prompt: str | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+
+
+def plan_of(
+    project: Path, wish: Wish, body: Anatomy, detected: Detected, intent: Intent, advice: recommend.Recommendation
+) -> plan.FineTunePlan:
+    """The plan; PeftsmithError where its parts do not go together."""
+    columns = detected.mapping.columns
+    splits = {"train": wish.data, "eval": wish.eval, "test": wish.test}
+    return plan.validate(
+        {
+            "schema_version": plan.SCHEMA_VERSION,
+            "name": _name(project),
+            "task": intent.task,
+            "base": {"model": _portable_model(wish.model, body), "revision": body.commit},
+            "data": {
+                **{name: f"data/{name}{path.suffix.lower()}" if path else None for name, path in splits.items()},
+                "format": detected.format,
+                "text_column": columns.get("text", wish.text_column),
+                "label_column": columns.get("label", wish.label_column),
+                "columns": {
+                    name: columns[name] for name in _COLUMNS.get(detected.format, ()) if columns.get(name, name) != name
+                },
+                "labels": sorted(detected.labels),
+                "system_prompt": system_prompt(wish, detected, intent.task),
+            },
+            "method": advice.method,
+            "training": advice.training,
+            "serving": intent.serving,
+        }
+    )
+
+
+def sources(made: plan.FineTunePlan, wish: Wish) -> dict[str, Path]:
+    """File of the project -> the user's file that is copied there."""
+    named = ((made.data.train, wish.data), (made.data.eval, wish.eval), (made.data.test, wish.test))
+    return {name: source for name, source in named if name and source}
+
+
+def base(body: Anatomy) -> dict[str, Any]:
+    """What the lock keeps of the base model."""
+    return {
+        "model": body.id,
+        "commit": body.commit,
+        "folder": str(body.folder) if body.folder else None,
+        "config_sha256": files.sha256_file(body.folder / "config.json") if body.folder else None,
+        "parameters": body.parameters,
+        "model_type": body.model_type,
+        "licence": body.licence,
+    }
+
+
+def _portable_model(model: str, body: Anatomy) -> str:
+    """A hub id stays one; a local folder becomes absolute, since the project's scripts run from elsewhere."""
+    return str(body.folder) if body.folder and not body.commit else model
+
+
+def system_prompt(wish: Wish, detected: Detected, task: plan.Task) -> str | None:
+    """The user's system message, or the instruction that names the labels; None where rows are no chats."""
+    if task not in measure.AS_CHATS:
+        return None
+    if wish.system_prompt or task != "classification":
+        return wish.system_prompt
+    labels = sorted(detected.labels)
+    if len(labels) > _MANY_LABELS:
+        return "Classify the text. Answer with the label only."
+    return f"Classify the text as one of: {', '.join(labels)}. Answer with the label only."
+
+
+def _name(project: Path) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", project.name.lower()).strip("-")[:60]
+    return name or "fine-tune"

@@ -1,0 +1,74 @@
+"""How a new project folder comes to be without half-written files.
+
+Knows: which folders are free, in which order plan, lock and data are written, how a failure is taken back.
+Does not know: what is in the plan (planner.py), or scripts (project/).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from peftsmith import files, lock, plan
+from peftsmith.errors import PeftsmithError
+
+
+def refuse_used(project: Path) -> None:
+    """Raises PeftsmithError for a file, and for a folder that holds a plan already."""
+    if project.exists() and not project.is_dir():
+        raise PeftsmithError("The project must be a folder", value=str(project), next_step="Take another name.")
+    if (project / plan.PLAN_FILE).exists():
+        raise PeftsmithError(
+            "This folder already holds a plan",
+            value=str(project),
+            next_step="Edit its plan.yaml, or take a new folder.",
+        )
+
+
+def write(project: Path, text: str, locked: lock.Lock, sources: dict[str, Path]) -> None:
+    """Data first, plan.yaml last: a folder without plan.yaml is no project, and a failure leaves nothing of ours."""
+    new_folders = [each for each in (project / "data", project) if not each.exists()]
+    written: list[Path] = []
+    try:
+        for name, source in sources.items():
+            target = project / name
+            if target.exists():
+                raise PeftsmithError(
+                    "A data file is in the way", value=str(target), next_step="Move it or take a new folder."
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            written.append(target)
+            files.copy(source, target)
+        written.append(project / lock.LOCK_FILE)
+        lock.save(project, locked)
+        written.append(project / plan.PLAN_FILE)
+        files.write_text(project / plan.PLAN_FILE, text)
+    except BaseException:
+        for each in written:
+            each.unlink(missing_ok=True)
+        for folder in new_folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def data_files(made: plan.FineTunePlan, sources: dict[str, Path]) -> dict[str, lock.DataFile]:
+    """Hash and number of rows of every split, for the lock."""
+    from peftsmith.data import formats
+
+    splits = {"train": made.data.train, "eval": made.data.eval, "test": made.data.test}
+    return {
+        split: lock.DataFile(
+            path=path,
+            sha256=files.sha256_file(sources[path]),
+            rows=sum(1 for _ in formats.read_rows(sources[path])),
+        )
+        for split, path in splits.items()
+        if path
+    }
+
+
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that there is."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
