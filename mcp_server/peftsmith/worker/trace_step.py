@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from peftsmith.worker import trace_values
+from peftsmith.worker import trace_kernels, trace_values
 from peftsmith.worker.allocator import EMPTY_CACHE, Event
 
 CUBLAS_WORKSPACE = 33 << 20  # what published runs hold beyond their tensors; taken by the first matrix product
@@ -101,7 +101,8 @@ class Autocast(TorchFunctionMode):
     """
 
     NARROW = (F.linear, torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.baddbmm, torch.Tensor.matmul,
-              torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm, torch.einsum, F.conv1d, F.conv2d)  # fmt: skip
+              torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm, torch.einsum, F.conv1d, F.conv2d,
+              trace_kernels.fused)  # fmt: skip
     WIDE = (F.layer_norm, F.softmax, torch.softmax, F.log_softmax, torch.log_softmax, F.cross_entropy, torch.pow,
             torch.Tensor.pow, torch.rsqrt, torch.exp, torch.Tensor.exp, torch.norm, F.nll_loss,
             F.group_norm)  # fmt: skip

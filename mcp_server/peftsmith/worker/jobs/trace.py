@@ -105,10 +105,12 @@ def _model(arguments: dict[str, Any], counts: dict[str, int], device: str) -> tu
     if device != "meta":
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.02)
-        wrapped = trace_values.to_meta(trace_model.adapt(model, arguments.get("method"), adapter))
+        wrapped = trace_values.to_meta(
+            trace_model.adapt(model, arguments.get("method"), adapter, arguments.get("task"))
+        )
     else:
         with trace_values.set_up() as values:
-            wrapped = trace_model.adapt(model, arguments.get("method"), adapter)
+            wrapped = trace_model.adapt(model, arguments.get("method"), adapter, arguments.get("task"))
         bare = arguments.get("loop") == "bare"
         wrapped = trace_values.parameters_to_meta(wrapped) if bare else trace_values.to_meta(wrapped)
         if values.asked:
@@ -124,7 +126,9 @@ def _base(
 ) -> nn.Module:
     config, _ = trace_model.cut(arguments["config"], counts)
     masked = bool(arguments.get("padded")) and arguments.get("attention") != "flash"
-    model = trace_model.build(config, arguments.get("task"), dtype, device=device, masked=masked)
+    model = trace_model.build(
+        config, arguments.get("task"), dtype, device=device, masked=masked, flash=arguments.get("attention") == "flash"
+    )
     quantization = arguments.get("quantization")
     if quantization:
         trace_model.quantise(model, quantization, dtype)
@@ -161,4 +165,6 @@ def _output(model: nn.Module, arguments: dict[str, Any]) -> Any:
     loss = arguments.get("loss") or "stock"
     if loss in ("trl_chunked", "liger"):
         return trace_model.without_logits(model, inputs, loss, int(model.config.get_text_config().vocab_size))
+    if arguments.get("task") == "sequence-classification":
+        ids = torch.empty((batch,), dtype=torch.long, device="meta")
     return model(**inputs, labels=ids)
