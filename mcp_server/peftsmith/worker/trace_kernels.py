@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-_REAL_AUTOCAST = torch.autocast
+_REAL_AUTOCAST, _REAL_IS_AUTOCAST, _REAL_DTYPE = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
 ATTENTION = "peftsmith_traced"
 
 
@@ -86,15 +86,29 @@ def _autocast(device_type: str, dtype: Any = None, enabled: bool = True, cache_e
     return nullcontext() if enabled else torch._C.DisableTorchFunction()
 
 
+def _is_autocast(device_type: Any = None) -> bool:
+    """In place of torch.is_autocast_enabled: classes ask it before they cast float32 inputs of FlashAttention to 16
+    bits, which the stand-in does itself."""
+    return device_type == "meta" or bool(_REAL_IS_AUTOCAST(device_type) if device_type else _REAL_IS_AUTOCAST())
+
+
+def _autocast_dtype(device_type: Any) -> torch.dtype:
+    return torch.bfloat16 if device_type == "meta" else _REAL_DTYPE(device_type)
+
+
+_TORCH = {"autocast": _autocast, "is_autocast_enabled": _is_autocast, "get_autocast_dtype": _autocast_dtype}
+
+
 def implementation(kind: Any, *, flash: bool) -> str:
     """The attention that transformers takes for a class when SDPA or FlashAttention is wanted: "eager" where the class
     has neither. Makes the stand-ins known to transformers and torch."""
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, PreTrainedModel
     from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(ATTENTION, attend)
     AttentionMaskInterface.register(ATTENTION, _mask)
-    torch.autocast = _autocast  # type: ignore[assignment,misc]
+    for name, stand_in in _TORCH.items():
+        setattr(torch, name, stand_in)
     for name, stand_in in (("scaled_dot_product_attention", fused), ("dropout", dropout)):
         setattr(F, name, stand_in)
     if not (kind._supports_flash_attn if flash else kind._supports_sdpa):
@@ -106,7 +120,7 @@ def implementation(kind: Any, *, flash: bool) -> str:
         return "sdpa"
     home._flash_attention_forward = _flash
     # a check for the flash_attn package, which the stand-in does without
-    kind._check_and_adjust_attn_implementation = lambda _, wanted, *__, **___: wanted
+    PreTrainedModel._check_and_adjust_attn_implementation = lambda _, wanted, *__, **___: wanted
     return "flash_attention_2"
 
 
