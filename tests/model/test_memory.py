@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
-from peftsmith.model import activations, anatomy, answers, fits, memory, peak, weights
+from peftsmith.model import activations, anatomy, answers, fits, geometry, memory, peak, weights
 from peftsmith.model.request import Request, with_details
 from tests.model.test_anatomy import LLAMA_3_2_3B
 
@@ -233,7 +233,7 @@ def test_a_recomputed_block_by_hand(llama):
 
 def test_what_config_json_leaves_out_is_the_class_default():
     def of(**config):
-        return activations.geometry(config, heads=12, kv_heads=12, head_dim=64)
+        return geometry.geometry(config, heads=12, kv_heads=12, head_dim=64)
 
     assert of(model_type="gpt2").activation == "gelu_new" and of(model_type="gpt2").dropout
     assert not of(model_type="gpt2", resid_pdrop=0.0).dropout and not of(model_type="gpt2").rotary

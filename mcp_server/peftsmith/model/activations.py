@@ -8,11 +8,10 @@ A test compares the sums with torch's saved_tensors_hooks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from peftsmith.model.blocks import Attention, Block, Experts, FeedForward
+from peftsmith.model.geometry import Geometry
 
 # Tensors of the hidden width that an activation function keeps (transformers/activations.py, torch autograd formulas):
 # fused kernels keep their input; gelu_new is written out in Python and keeps x, 0.5 x, tanh and 1 + tanh.
@@ -20,6 +19,7 @@ KEPT_BY_ACTIVATION = {
     "gelu_new": 4,
     "gelu_fast": 6,
     "gelu_python": 3,
+    "bloom_gelu": 1,
     "quick_gelu": 2,
     "relu2": 2,
     "relu_squared": 2,
@@ -27,11 +27,9 @@ KEPT_BY_ACTIVATION = {
 # Under autocast gelu_new's power is float32 (torch's list of float32 operations), and so is what follows it: x, tanh
 # and 1 + tanh in float32 beside 0.5 x in 16 bits.
 GELU_NEW_UNDER_AUTOCAST = 7
-# What classes take where a config.json says nothing (configuration_<type>.py): written-out activations, dropout on the
-# residual stream, positions that are learned or added to the scores instead of rotated into query and key.
-_GELU_NEW = ("gpt2", "gptj", "gpt_neo", "codegen", "phi")
-_DROPOUT = ("gpt2", "gpt_bigcode", "opt")
-_NOT_ROTARY = ("gpt2", "gpt_bigcode", "gpt_neo", "opt", "bloom", "mpt", "xglm", "biogpt")
+# Tensors of the hidden width that a backward pass written out in Python needs at once, beside what was kept
+# (modeling_bloom.py, bloom_gelu_back: the incoming gradient, the tanh and four products).
+GRADIENTS_OF_ACTIVATION = {"bloom_gelu": 6}
 # A scan over states has no formula here: what its projections put out, three times over (input, state, output).
 STATE_COPIES = 3
 FLOAT32 = 4
@@ -60,54 +58,9 @@ class Numbers:
     logit: int = 2
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """What config.json says of attention and activation functions; heads of the text model."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    activation: str
-    experts_per_token: int
-    dropout: bool
-    rotary: bool
-
-
-def geometry(config: Mapping[str, Any], *, heads: int, kv_heads: int, head_dim: int) -> Geometry:
-    """The geometry of a config.json (text_config of a composed model)."""
-    text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
-    assert isinstance(text, Mapping)
-    names = (
-        "hidden_act",
-        "activation_function",
-        "hidden_activation",
-        "dense_act_fn",
-        "feed_forward_proj",
-        "activation",
-    )
-    kind = text.get("model_type")
-    usual = "gelu_new" if kind in _GELU_NEW else "silu"
-    activation = next((text[name] for name in names if isinstance(text.get(name), str)), usual)
-    per_token = next(
-        (text[name] for name in ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_k")
-         if isinstance(text.get(name), int)), 2,
-    )  # fmt: skip
-    rates = ("resid_pdrop", "hidden_dropout", "hidden_dropout_prob", "dropout", "dropout_rate", "resid_dropout")
-    return Geometry(
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        activation=str(activation).removeprefix("gated-"),
-        experts_per_token=per_token,
-        dropout=any(isinstance(text.get(name), float) and text[name] > 0 for name in rates)
-        or (kind in _DROPOUT and not any(name in text for name in rates)),
-        rotary=kind not in _NOT_ROTARY and text.get("alibi") is not True,
-    )
-
-
 def block(body: Block, geo: Geometry, length: int, numbers: Numbers) -> float:
     """Bytes a token that one block keeps, adapters left out. `length` in tokens of a row."""
-    kept: float = body.norms * FLOAT32 * body.hidden
+    kept: float = (body.norms + body.double_norms) * FLOAT32 * body.hidden
     if not numbers.autocast:  # which makes layer_norm's input float32, and keeps that
         kept -= body.centred_norms * (FLOAT32 - numbers.wide) * body.hidden
     kept += sum(_attention(each, geo, length, numbers) for each in body.attention)
@@ -120,23 +73,63 @@ def block(body: Block, geo: Geometry, length: int, numbers: Numbers) -> float:
 
 
 def _attention(unit: Attention, geo: Geometry, length: int, numbers: Numbers) -> float:
+    if numbers.eager:
+        return _eager(unit, geo, length, numbers)
     query, key, value = unit.query, unit.key, unit.value
-    repeated = (numbers.masked and not numbers.flash) or numbers.math or numbers.eager
+    repeated = (numbers.masked and not numbers.flash) or numbers.math
     if repeated and geo.kv_heads != geo.heads:
         key, value = query, max(query, value)  # repeat_kv
     size = numbers.attention
-    kept = size * (2 * query + key + value) + FLOAT32 * geo.heads
+    kept = size * (2 * query + key + value) + FLOAT32 * geo.heads + _around_attention(unit, numbers)
     if unit.fused and geo.rotary and not repeated:
         kept += size * (unit.query + unit.key)  # the value is a view, which holds the whole fused output
-    if unit.normed:
-        kept += FLOAT32 * (unit.query + unit.key)
-    kept += (FLOAT32 + numbers.wide) * unit.low_rank
-    if numbers.eager:
-        return kept + geo.heads * length * (FLOAT32 + size) + size * query
     if numbers.masked and not numbers.flash:
         kept += size * length
     if numbers.math:
         kept += size * (geo.heads * length + 2 * query)
+    return kept
+
+
+def _eager(unit: Attention, geo: Geometry, length: int, numbers: Numbers) -> float:
+    """Attention written out: query, key and value, copied for a product over batch and heads, and of every score the
+    probability in float32 and in the format of the value, a mask of bytes where they are dropped, and the tanh where
+    scores are capped. The output is kept by who reads it."""
+    query, key, value = unit.query, unit.key, unit.value
+    if geo.kv_heads != geo.heads:
+        key, value = query, max(query, value)
+    size = numbers.attention
+    scored_in = FLOAT32 if geo.float32_scores and not numbers.autocast else size
+    kept = scored_in * (query + key) + size * value + _around_attention(unit, numbers)
+    if numbers.trained:
+        kept += size * query
+    each = FLOAT32 + (size if size < FLOAT32 else 0)
+    if geo.attention_dropout:
+        each += 1 + (size if size == FLOAT32 else 0)
+    if geo.softcap:
+        each += size
+    return kept + geo.heads * length * each
+
+
+def _around_attention(unit: Attention, numbers: Numbers) -> float:
+    kept = FLOAT32 * (unit.query + unit.key) if unit.normed else 0
+    return kept + (FLOAT32 + numbers.wide) * unit.low_rank
+
+
+def scores_backward(body: Block, geo: Geometry, length: int, numbers: Numbers) -> float:
+    """Bytes a token that eager attention's backward pass needs at its highest, beyond what was kept: the gradients of
+    the float32 probabilities and of the scores, when the probabilities' copy in 16 bits is gone."""
+    if not numbers.eager or not body.attention:
+        return 0
+    gone = numbers.attention if numbers.attention < FLOAT32 else 0
+    return geo.heads * length * (2 * FLOAT32 - gone)
+
+
+def freed_before_attention(body: Block, geo: Geometry, numbers: Numbers) -> float:
+    """Bytes a token that a block's feed-forward part kept, which is gone when its attention runs backward."""
+    kept = sum(_feed_forward(each, geo, numbers) for each in body.feed_forward)
+    kept += sum(_experts(each, geo, body.hidden, numbers) for each in body.experts)
+    if numbers.trained:
+        kept += numbers.wide * (sum(each.width for each in body.feed_forward) + body.hidden * len(body.feed_forward))
     return kept
 
 
@@ -160,5 +153,6 @@ def _trained(body: Block, numbers: Numbers) -> float:
     """Inputs of the linear layers and of the norms' weights, which a frozen base need not keep."""
     inputs = numbers.wide * body.hidden * (len(body.attention) + len(body.feed_forward))
     inputs += numbers.wide * sum(each.width for each in body.feed_forward)
-    inputs += numbers.wide * sum(each.query + each.key for each in body.attention if each.normed)
-    return inputs + numbers.wide * body.hidden * (body.norms - body.centred_norms)
+    product = FLOAT32 if body.wide_norms else numbers.wide  # what a norm's weight is multiplied with
+    inputs += product * sum(each.query + each.key for each in body.attention if each.normed)
+    return inputs + product * body.hidden * (body.norms - body.centred_norms)

@@ -17,6 +17,13 @@ from peftsmith.model.roles import role
 _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 _LINEAR = ("linear", "conv1d")
 _CROSS = re.compile(r"EncDecAttention|encoder_attn|crossattention|cross_attn|encoder_decoder", re.IGNORECASE)
+# Norms written out whose last product is in float32 (modeling_<type>.py of transformers 5); all others go back to the
+# input's format before it. Those of Cohere subtract the mean once for the variance and once more for the result.
+_WIDE_NORMS = re.compile(
+    r"(Afmoe|Cohere|FlexOlmo|Gemma|Helium|NemotronH|Olmo[23]|OlmoHybrid|Qwen3Next|Qwen3_5|RecurrentGemma|T5Gemma"
+    r"|VaultGemma|GptOss)\w*Norm$"
+)
+_DOUBLE_NORMS = re.compile(r"Cohere\w*LayerNorm$")
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,11 @@ class Experts:
 
 @dataclass(frozen=True)
 class Block:
-    """Blocks of one stack that are alike. Module names are relative to the block, `numbers` their places."""
+    """Blocks of one stack that are alike. Module names are relative to the block, `numbers` their places.
+
+    Of the `norms`, `centred_norms` are torch's layer_norm, `wide_norms` multiply with their weight in float32, and
+    `double_norms` subtract their mean twice.
+    """
 
     stack: str
     numbers: tuple[int, ...]
@@ -64,6 +75,8 @@ class Block:
     norms: int
     centred_norms: int
     state: int
+    wide_norms: int = 0
+    double_norms: int = 0
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
@@ -93,6 +106,13 @@ def blocks(skeleton: Skeleton) -> tuple[Block, ...]:
     )
 
 
+def is_layer_norm(module: Module) -> bool:
+    """Whether a norm is torch's layer_norm: by its class where that is known (it may have no bias), else by a bias."""
+    if module.cls and not module.cls.endswith("LayerNorm"):
+        return False
+    return module.cls == "LayerNorm" or "bias" in module.parameters
+
+
 def outside(skeleton: Skeleton) -> tuple[Module, ...]:
     """The modules that stand in no numbered stack: embeddings, final norm, heads, projectors."""
     return tuple(module for module in skeleton.modules if split(module.name) is None)
@@ -114,8 +134,10 @@ def _block(stack: str, numbers: tuple[int, ...], modules: tuple[Module, ...]) ->
         feed_forward=tuple(found for each in by_parent.values() if (found := _feed_forward(each, roles))),
         experts=_experts(modules),
         norms=len(norms),
-        centred_norms=sum("bias" in norm.parameters for norm in norms),
+        centred_norms=sum(is_layer_norm(norm) for norm in norms),
         state=sum(m.outputs for m in modules if m.kind in _LINEAR and roles[m.name] == "state"),
+        wide_norms=sum(bool(_WIDE_NORMS.match(norm.cls)) for norm in norms),
+        double_norms=sum(bool(_DOUBLE_NORMS.match(norm.cls)) for norm in norms),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
-from peftsmith.model import activations, assumptions, blocks, methods, peak, reach, targets, traits, weights
+from peftsmith.model import activations, assumptions, blocks, geometry, methods, peak, reach, targets, traits, weights
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.modules import Module, Skeleton
 from peftsmith.model.request import PRECISION_BYTES, Request, check
@@ -135,10 +135,18 @@ def job_of(anatomy: Anatomy, request: Request) -> peak.Job:
         "bodies", lambda: tuple(body for body in blocks.blocks(skeleton) if role(f"{body.stack}.0") != "tower")
     )
     ways = anatomy.once((*asked, "ways"), lambda: tuple(peak.ways_of(body, costs) for body in bodies))
-    geometry = activations.geometry(
-        anatomy.config, heads=anatomy.heads, kv_heads=anatomy.kv_heads, head_dim=anatomy.head_dim
+    return peak.Job(
+        anatomy, request, numbers, geometry_of(anatomy), bodies, ways, adapted, costs, whole, trainable, frozen
     )
-    return peak.Job(anatomy, request, numbers, geometry, bodies, ways, adapted, costs, whole, trainable, frozen)
+
+
+def geometry_of(anatomy: Anatomy) -> geometry.Geometry:
+    return anatomy.once(
+        "geometry",
+        lambda: geometry.geometry(
+            anatomy.config, heads=anatomy.heads, kv_heads=anatomy.kv_heads, head_dim=anatomy.head_dim
+        ),
+    )
 
 
 def _costs(
@@ -210,10 +218,11 @@ def numbers_of(anatomy: Anatomy, request: Request) -> activations.Numbers:
     wide = 4 if request.kbit_prepared else number
     if autocast:
         wide = 4 if _float32_through(anatomy, request) else 2
-    flash = request.attention == "flash"
+    shape = geometry_of(anatomy)
+    flash = request.attention == "flash" and shape.flash
+    sdpa = request.attention == "sdpa" and shape.sdpa
     masked = request.batch_size > 1 if request.padded is None else request.padded
     grouped = anatomy.kv_heads != anatomy.heads
-    sdpa = request.attention == "sdpa"
     return activations.Numbers(
         wide=wide,
         attention=2 if flash or autocast else wide,  # autocast casts what goes into SDPA
@@ -223,7 +232,7 @@ def numbers_of(anatomy: Anatomy, request: Request) -> activations.Numbers:
         flash=flash,
         math=wide == 4 and not autocast and grouped and not masked and sdpa and request.device == "cuda",
         dropout=request.dropout,
-        eager=request.attention == "eager",
+        eager=not (flash or sdpa),
         trained=request.peft_type is None,
         logit=2 if autocast else wide,
     )
@@ -238,7 +247,7 @@ def _float32_through(anatomy: Anatomy, request: Request) -> bool:
         return False
     assert anatomy.skeleton is not None
     norms = (m for m in anatomy.skeleton.modules if m.kind == "norm" and role(m.name) != "tower")
-    centred = any("bias" in norm.parameters for norm in norms)
+    centred = any(blocks.is_layer_norm(norm) for norm in norms)
     return request.kbit_prepared or centred
 
 

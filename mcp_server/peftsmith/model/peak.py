@@ -10,9 +10,10 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from peftsmith.model import activations, losses, methods, weights
-from peftsmith.model.activations import Geometry, Numbers
+from peftsmith.model.activations import Numbers
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.blocks import Block
+from peftsmith.model.geometry import Geometry
 from peftsmith.model.modules import Module, Skeleton
 from peftsmith.model.request import Request
 from peftsmith.model.roles import ATTENTION, role
@@ -87,11 +88,11 @@ def passes(job: Job) -> list[Pass]:
             own = sum(cost.saved_per_token - cost.shared_input_per_token for cost in costs.values())
             per_token = plain + own + _shared_inputs(costs)
             kept = int(tokens * per_token) + sum(cost.saved for cost in costs.values())
-            found.append(Pass(len(numbers), tokens, body.hidden, kept, _temporary(job, body, tokens, costs)))
+            found.append(Pass(len(numbers), tokens, body.hidden, kept, _temporary(job, body, tokens, length, costs)))
     return found
 
 
-def _temporary(job: Job, body: Block, tokens: int, costs: Mapping[str, methods.Cost]) -> int:
+def _temporary(job: Job, body: Block, tokens: int, length: int, costs: Mapping[str, methods.Cost]) -> int:
     """What a block's backward pass needs beyond what was kept: gradients of the MLP's hidden layer (of the product, and
     of each of its factors where it is gated; else of the activation's output and input; one less for a trained base,
     whose saved product is gone by then) and of the block's output, or an adapter's own work.
@@ -103,7 +104,17 @@ def _temporary(job: Job, body: Block, tokens: int, costs: Mapping[str, methods.C
     freed = sum(3 * wide * unit.width for unit in body.feed_forward)
     cast = wide == 4 and job.numbers.autocast  # 16-bit copies on both sides of the activation: a third gradient
     gradients = max((3 if unit.gated or cast else 2 for unit in body.feed_forward), default=1) - job.numbers.trained
+    gradients = max(gradients, activations.GRADIENTS_OF_ACTIVATION.get(job.geometry.activation, 0))
     most = wide * tokens * (gradients * widest + body.hidden)
+    if _unpacks(job):  # the weight that the incoming gradient is multiplied with, its product, and an adapter's, whose
+        # own input is gone by then
+        weight = max((m.inputs * m.outputs for m in body.modules if weights.quantised(m, "nf4")), default=0)
+        gone = sum(cost.shared_input_per_token for name, cost in costs.items() if role(f"layers.0.{name}") == "down")
+        most = max(most, int(tokens * (wide * (2 * widest + body.hidden) - gone)) + job.numbers.logit * weight)
+    scores = activations.scores_backward(body, job.geometry, length, job.numbers)
+    if scores:
+        scores -= activations.freed_before_attention(body, job.geometry, job.numbers)
+        most = max(most, int(tokens * (scores + wide * body.hidden)))
     for name, cost in costs.items():
         after_mlp = role(f"layers.0.{name}") in ATTENTION
         own = int(cost.temporaries(tokens) - (tokens * freed if after_mlp else 0))
@@ -158,7 +169,10 @@ def moments(job: Job, held: weights.Held, residual: int) -> dict[str, Terms]:
     }
     if request.gradient_checkpointing:
         first = {"activations": residual * last * hidden, running: max(block, unpacked)}
-        found["last_backward"] = {**always, "gradients": held.gradients, **first}
+        found["last_backward"] = {**always, "gradients": held.gradients - _not_yet(job, held), **first}
+    if numbers.trained:
+        stream = {"activations": residual * last * hidden}
+        found["embedding_backward"] = {**always, "gradients": held.gradients, **stream, "embedding": _twice(job, held)}
     if request.task == "grpo":
         found["generation"] = {**always, "cache": _cache(job), "loss": last * 4}
     if request.task == "dpo":
@@ -182,7 +196,9 @@ def _loss(job: Job, tokens: int) -> int:
         return 16 * request.labels * request.batch_size
     if request.task == "grpo":
         tokens = request.batch_size * request.completion_length
-    return losses.held(
+    # the tanh of capped logits is kept
+    capped = numbers.logit * anatomy.vocab * tokens * (job.geometry.logit_softcap and request.loss.startswith("stock"))
+    return capped + losses.held(
         request.loss,
         tokens=tokens,
         vocab=anatomy.vocab,
@@ -192,6 +208,27 @@ def _loss(job: Job, tokens: int) -> int:
         triton=request.device == "cuda",
         trained_head=numbers.trained,
     )
+
+
+def _not_yet(job: Job, held: weights.Held) -> int:
+    """Gradients that are missing while the first block runs backward: its own and, where a base trains, those of
+    embeddings that no head shares."""
+    skeleton = _skeleton(job)
+    if not job.numbers.trained or not job.bodies:
+        return 0
+    missing = sum(module.elements for module in job.bodies[0].modules)
+    tied = {target.rpartition(".")[0] for target in skeleton.tied.values()}
+    missing += sum(m.elements for m in skeleton.modules if m.kind == "embedding" and m.name not in tied)
+    return held.gradients * missing // max(1, skeleton.parameters)
+
+
+def _twice(job: Job, held: weights.Held) -> int:
+    """What an embedding that is also the head adds to its gradient: the head's waits until the embedding's is there, and
+    their sum is a third tensor (torch, InputBuffer::accumulate; the profiler shows aten::add, not add_)."""
+    skeleton = _skeleton(job)
+    tied = {target.rpartition(".")[0] for target in skeleton.tied.values()}
+    shared = sum(module.elements for module in skeleton.modules if module.name in tied)
+    return 2 * held.gradients * shared // max(1, skeleton.parameters)
 
 
 def _copies(job: Job) -> Terms:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
 
 SECONDS = 300.0
-_FORMAT = 4
+_FORMAT = 5
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _TASKS = {"sft": "causal-lm", "dpo": "causal-lm", "classification": "sequence-classification", "seq2seq": "seq2seq"}
 _QUANTISERS: Mapping[str, dict[str, Any]] = {
@@ -127,9 +127,7 @@ def _method(anatomy: Anatomy, request: Request) -> dict[str, Any] | None:
     if kind == "OFT":  # takes one of the two
         fields |= {"r": 0} if request.options.get("oft_block_size") else {"oft_block_size": 0}
     if (kind not in methods.WHOLE_MODEL or kind == "XLORA") and "target_modules" not in fields:
-        wanted = request.targets
-        chosen = targets.selection(anatomy, wanted) if isinstance(wanted, str) and wanted in targets.PRESETS else None
-        fields |= chosen.to_json() if chosen else {"target_modules": wanted}
+        fields |= targets.fields_of(anatomy, request.targets, kind)
     if request.dropout and kind == "LORA":
         fields["lora_dropout"] = 0.1
     return {**fields, **request.method_options}

@@ -1,7 +1,7 @@
 """The model of a trace: real transformers and PEFT classes on the meta device, with stand-ins for CUDA's own kernels.
 
-Knows: how a config is cut to a few layers of every kind, what attention and quantised kernels keep on CUDA.
-Does not know: how a step runs or is written down (trace_step.py).
+Knows: how a config is cut to a few layers of every kind, what quantised kernels and chunked losses keep on CUDA.
+Does not know: attention and dropout on CUDA (trace_kernels.py), how a step runs or is written down (trace_step.py).
 """
 
 from __future__ import annotations
@@ -12,29 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftsmith.worker import shrink, table
+from peftsmith.worker import shrink, table, trace_kernels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ATTENTION = "peftsmith_traced"
+_PEFT_TASKS = {"sequence-classification": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
 PER_WEIGHT = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0, "gptq": 0.5, "awq": 0.5, "fp8": 1.0}
-
-
-class Attend(torch.autograd.Function):
-    """What a fused attention kernel keeps: query, key, value, output, log-sum-exp and, with a mask, the bias."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Any) -> torch.Tensor:
-        out = torch.empty(
-            (query.shape[0], query.shape[2], query.shape[1], value.shape[3]), dtype=query.dtype, device=query.device
-        ).transpose(1, 2)
-        lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
-        ctx.save_for_backward(query, key, value, out, lse, bias)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
 
 class Unpack(torch.autograd.Function):
@@ -93,45 +75,6 @@ def _scales(kind: str, inputs: int, outputs: int, *, double: bool, group: int) -
     return 4 * outputs
 
 
-def attend(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **_: Any
-) -> tuple[torch.Tensor, None]:
-    """In place of SDPA and FlashAttention: (batch, heads, length, width) in, (batch, length, heads, width) out."""
-    from transformers.integrations.sdpa_attention import repeat_kv
-
-    if attention_mask is not None:  # SDPA turns a mask of booleans into a bias of its own for every layer
-        attention_mask = torch.empty(attention_mask.shape, dtype=query.dtype, device=query.device)
-    groups = query.shape[1] // key.shape[1]
-    if attention_mask is not None and groups > 1:
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    if attention_mask is None and query.dtype == torch.float32 and groups > 1:
-        return _in_full(query, repeat_kv(key, groups), repeat_kv(value, groups))
-    out = Attend.apply(query, key, value, attention_mask)
-    return out.transpose(1, 2).contiguous(), None
-
-
-def _in_full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, None]:
-    """The math kernel, which float32 with grouped queries falls back to: it keeps all probabilities."""
-    probabilities = torch.softmax(query @ key.transpose(2, 3), dim=-1)
-    return (probabilities @ value).transpose(1, 2).contiguous(), None
-
-
-def register_attention() -> None:
-    """Make the stand-in known to transformers; its masks are made by the trace itself."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, _mask)
-
-
-def _mask(batch_size: int, q_length: int, kv_length: int, *_: Any, config: Any = None, **__: Any) -> Any:
-    """A mask of the right shape where rows are padded; None where the kernel needs none."""
-    if not getattr(config, "traced_mask", False):
-        return None
-    return torch.empty((batch_size, 1, int(q_length), int(kv_length)), dtype=torch.bool, device="meta")
-
-
 def without_logits(model: nn.Module, inputs: dict[str, Any], loss: str, vocab: int) -> Any:
     """The model's output with the loss of TRL 1.16 (tiles of 4096 x 32768) or Liger (chunks of tokens, all logits of
     each and their gradient)."""
@@ -179,12 +122,14 @@ def cut(document: dict[str, Any], counts: dict[str, int] | None) -> tuple[Any, d
     return config, whole
 
 
-def build(config: Any, task: str | None, dtype: torch.dtype, *, device: str, masked: bool) -> nn.Module:
-    """The model in this number format, nothing initialised. `masked`: attention gets a mask (rows are padded)."""
-    register_attention()
-    config._attn_implementation = ATTENTION
+def build(
+    config: Any, task: str | None, dtype: torch.dtype, *, device: str, masked: bool, flash: bool = False
+) -> nn.Module:
+    """The model in this number format, nothing initialised. `masked`: attention gets a mask (rows are padded); `flash`:
+    FlashAttention is asked for instead of SDPA."""
+    attention = trace_kernels.implementation(table.class_of(config, task), flash=flash)
     for part in shrink.parts(config):
-        part._attn_implementation = ATTENTION
+        part._attn_implementation = attention
         part.traced_mask = masked
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -203,9 +148,10 @@ def quantise(model: nn.Module, how: dict[str, Any], dtype: torch.dtype) -> int:
     head = model.get_output_embeddings()
     replaced = 0
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and module is not head and module.weight.shape[0] > 1:
+        shape = _sizes(module)
+        if shape is not None and module is not head and shape[1] > 1:
             stand_in = Quantised(
-                module.in_features, module.out_features, how["kind"], dtype,
+                *shape, how["kind"], dtype,
                 double=bool(how.get("double")), group=int(how.get("group") or 128),
             )  # fmt: skip
             parent, _, leaf = name.rpartition(".")
@@ -214,7 +160,19 @@ def quantise(model: nn.Module, how: dict[str, Any], dtype: torch.dtype) -> int:
     return replaced
 
 
-def adapt(model: nn.Module, method: dict[str, Any] | None, adapter_dtype: torch.dtype) -> nn.Module:
+def _sizes(module: nn.Module) -> tuple[int, int] | None:
+    """(inputs, outputs) of what quantisers replace: linear layers, and GPT-2's Conv1D, which lies the other way (trans-
+    formers' integrations/bitsandbytes.py, replace_with_bnb_linear)."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return (int(module.nx), int(module.nf)) if isinstance(module, Conv1D) else None
+
+
+def adapt(
+    model: nn.Module, method: dict[str, Any] | None, adapter_dtype: torch.dtype, task: str | None = None
+) -> nn.Module:
     """Wrap with PEFT; adapter weights in `adapter_dtype`. None: everything trains."""
     if method is None:
         return model
@@ -231,7 +189,7 @@ def adapt(model: nn.Module, method: dict[str, Any] | None, adapter_dtype: torch.
         expert = {"r": rank or 8, "target_modules": fields.pop("target_modules", None)}
         fields["adapters"] = {str(number): expert for number in range(len(fields["adapters"]))}
         fields["hidden_size"] = fields.get("hidden_size") or model.config.get_text_config().hidden_size
-    fields.setdefault("task_type", "CAUSAL_LM")
+    fields.setdefault("task_type", _PEFT_TASKS.get(task or "", "CAUSAL_LM"))
     config = kind(**fields)
     wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=adapter_dtype == torch.float32)
     if adapter_dtype != torch.float32:  # PEFT itself makes adapters float32; TRL casts those on a quantised base

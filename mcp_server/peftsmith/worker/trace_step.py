@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from peftsmith.worker import trace_values
+from peftsmith.worker import trace_kernels, trace_values
 from peftsmith.worker.allocator import EMPTY_CACHE, Event
 
 CUBLAS_WORKSPACE = 33 << 20  # what published runs hold beyond their tensors; taken by the first matrix product
@@ -100,8 +100,9 @@ class Autocast(TorchFunctionMode):
     Source: torch/amp documentation, "CUDA Ops that can autocast to float16" and "to float32".
     """
 
-    NARROW = (F.linear, torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.baddbmm, torch.Tensor.matmul,
-              torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm, torch.einsum, F.conv1d, F.conv2d)  # fmt: skip
+    NARROW = (F.linear, torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.baddbmm, torch.Tensor.baddbmm, torch.Tensor.matmul,
+              torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm, torch.einsum, F.conv1d, F.conv2d,
+              trace_kernels.fused)  # fmt: skip
     WIDE = (F.layer_norm, F.softmax, torch.softmax, F.log_softmax, torch.log_softmax, F.cross_entropy, torch.pow,
             torch.Tensor.pow, torch.rsqrt, torch.exp, torch.Tensor.exp, torch.norm, F.nll_loss,
             F.group_norm)  # fmt: skip
@@ -169,10 +170,12 @@ def run(
     *,
     optimizer: str,
     autocast: torch.dtype | None,
+    held: bool = True,
 ) -> int:
     """Two equal steps: forward, backward, optimiser; the second finds the optimiser's states there. Only the first is
-    traced. `output_of()` makes the batch and returns the model's output, which training loops hold until the step is
-    over. Returns how many questions about values had no true answer."""
+    traced. `output_of()` makes the batch and returns the model's output. Loops written by hand hold it (`held`), and
+    with it the logits, until the step is over; transformers' Trainer.compute_loss returns the loss alone. Returns how
+    many questions about values had no true answer."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.device.type == "meta":
@@ -183,8 +186,11 @@ def run(
     with log:
         with undecided, Autocast(autocast) if autocast is not None else nullcontext():
             output = output_of()
-        output.loss.backward()
-        del output
+        loss = output.loss
+        if not held:
+            del output
+        loss.backward()
+        output = loss = None
     passes = log.events[before:]
     for each in trained:
         for size in state_sizes(optimizer, each):

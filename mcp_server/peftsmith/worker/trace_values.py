@@ -250,6 +250,8 @@ def same_shape(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if function is aten.block_diag.default and on_meta(args) and all(each.dim() == 2 for each in args[0]):
         rows, columns = (sum(each.shape[side] for each in args[0]) for side in (0, 1))
         return torch.empty((rows, columns), dtype=args[0][0].dtype, device="meta")
+    if function is aten._grouped_mm.default and args[0].dtype == torch.float32 and on_meta(args):
+        return _grouped(args[0], args[1], kwargs.get("offs", args[2] if len(args) > 2 else None))
     if function not in ELEMENTWISE or len(args) != 2 or not isinstance(args[0], torch.Tensor):
         return None
     one, other = args
@@ -266,6 +268,14 @@ def same_shape(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if one.device.type != "meta" or not one.is_contiguous():
         return None
     return torch.empty(one.shape, dtype=one.dtype, device="meta")
+
+
+def _grouped(one: torch.Tensor, other: torch.Tensor, ends: torch.Tensor | None) -> torch.Tensor:
+    """Products of groups of rows in float32, which CUDA carries out one by one and the meta kernel refuses
+    (aten/src/ATen/native/GroupedMMUtils.h): rows with a matrix for each group; for the weights' gradients, where both
+    are matrices and `ends` tells the groups apart, a matrix for each group."""
+    lead = [] if other.dim() == 3 or ends is None else [ends.shape[0]]
+    return torch.empty((*lead, one.shape[0], other.shape[-1]), dtype=one.dtype, device="meta")
 
 
 ELEMENTWISE = (aten.mul.Tensor, aten.add.Tensor)

@@ -29,7 +29,8 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     autocast, quantization (None or {"kind", "double", "group"}), kbit_prepared, batch, length, padded, attention
     ("sdpa", "flash"), checkpointing, loss ("stock", "trl_chunked", "liger"), optimizer, frozen (names of adapter
     parameters that do not train, such as "lora_A"), loop ("trainer": transformers and TRL move the whole model to the
-    device; "bare": a loop of one's own, where buffers that PEFT made on the processor stay there).
+    device, and let go of the logits once they have the loss; "bare": a loop of one's own, which holds them, and where buffers
+    that PEFT made on the processor stay there).
 
     Returns allocated and reserved (bytes), trainable, how ("traced" or "layer-cut"), layers, substitutions, seconds.
     """
@@ -85,6 +86,7 @@ def one(
             lambda: _output(model, arguments),
             optimizer=arguments.get("optimizer") or "adamw_torch",
             autocast=trace_model.DTYPES[arguments["dtype"]] if arguments.get("autocast") else None,
+            held=arguments.get("loop") == "bare",
         )
         peak = allocator.replay(log.events)
     if asked:
@@ -105,10 +107,12 @@ def _model(arguments: dict[str, Any], counts: dict[str, int], device: str) -> tu
     if device != "meta":
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.02)
-        wrapped = trace_values.to_meta(trace_model.adapt(model, arguments.get("method"), adapter))
+        wrapped = trace_values.to_meta(
+            trace_model.adapt(model, arguments.get("method"), adapter, arguments.get("task"))
+        )
     else:
         with trace_values.set_up() as values:
-            wrapped = trace_model.adapt(model, arguments.get("method"), adapter)
+            wrapped = trace_model.adapt(model, arguments.get("method"), adapter, arguments.get("task"))
         bare = arguments.get("loop") == "bare"
         wrapped = trace_values.parameters_to_meta(wrapped) if bare else trace_values.to_meta(wrapped)
         if values.asked:
@@ -124,7 +128,9 @@ def _base(
 ) -> nn.Module:
     config, _ = trace_model.cut(arguments["config"], counts)
     masked = bool(arguments.get("padded")) and arguments.get("attention") != "flash"
-    model = trace_model.build(config, arguments.get("task"), dtype, device=device, masked=masked)
+    model = trace_model.build(
+        config, arguments.get("task"), dtype, device=device, masked=masked, flash=arguments.get("attention") == "flash"
+    )
     quantization = arguments.get("quantization")
     if quantization:
         trace_model.quantise(model, quantization, dtype)
@@ -161,4 +167,6 @@ def _output(model: nn.Module, arguments: dict[str, Any]) -> Any:
     loss = arguments.get("loss") or "stock"
     if loss in ("trl_chunked", "liger"):
         return trace_model.without_logits(model, inputs, loss, int(model.config.get_text_config().vocab_size))
+    if arguments.get("task") == "sequence-classification":
+        ids = torch.empty((batch,), dtype=torch.long, device="meta")
     return model(**inputs, labels=ids)
