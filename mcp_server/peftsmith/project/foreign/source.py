@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import bisect
 import re
+import tokenize
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +215,7 @@ def _without_magics(lines: list[str], first: int) -> tuple[list[str], list[Shell
     while number < len(lines):
         line = lines[number]
         match = _SHELL.fullmatch(line)
-        if match is None and not _HELP.fullmatch(line):
+        if (match is None and not _HELP.fullmatch(line)) or _inside(kept):
             kept.append(line)
             number += 1
             continue
@@ -236,6 +237,18 @@ def _without_magics(lines: list[str], first: int) -> tuple[list[str], list[Shell
         elif word in ("env", "set_env"):
             shell.append(Shell(first + at, f"export {command.strip().partition(' ')[2]}"))
     return kept, shell, unread
+
+
+def _inside(lines: list[str]) -> bool:
+    """Do these lines end within a string or a bracket?"""
+    try:
+        for _ in tokenize.generate_tokens(iter([*(line + "\n" for line in lines), ""]).__next__):
+            pass
+    except tokenize.TokenError as error:
+        return "EOF in multi-line" in str(error)
+    except (SyntaxError, StopIteration):
+        return False
+    return False
 
 
 def _parse(text: str) -> tuple[ast.Module | None, Fault | None]:

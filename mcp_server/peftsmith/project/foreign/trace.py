@@ -28,7 +28,7 @@ from peftsmith.project.foreign.values import (
 )
 
 _DEEPEST = 12  # calls of the script's own functions inside one another
-_LONGEST = 100_000  # statements
+_LONGEST = 30_000  # statements
 
 
 def trace(source: Source, beside: Callable[[str], Source | None]) -> Trace:
