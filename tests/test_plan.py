@@ -125,6 +125,65 @@ def test_plans_of_every_version_still_load(kept):
     assert plan.load(kept).schema_version == plan.SCHEMA_VERSION
 
 
+def test_version_1_becomes_version_2_with_the_same_meaning():
+    kept = plan.load(KEPT_PLANS / "v1.yaml")
+    assert (kept.method.peft_type, kept.method.rank, kept.method.config) == ("LORA", 16, {})
+    old = {
+        **good().model_dump(mode="json"),
+        "schema_version": 1,
+        "method": {"kind": "qlora", "rank": 8, "rslora": True, "quantization": {"bits": 4}},
+    }
+    new = plan.validate(plan.migrate(old)).method
+    assert (new.peft_type, new.rank, new.alpha, new.config) == ("LORA", 8, 32, {"use_rslora": True})
+    assert new.quantization is not None and new.quantization.bits == 4
+    for method in ({"kind": "qlora"}, {"kind": "lora", "quantization": {"bits": 4}}, {"kind": "dora"}):
+        with pytest.raises(PeftsmithError, match=r"method\.kind"):
+            plan.validate(plan.migrate({**old, "method": method}))
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"peft_type": "lora"}, "did you mean LORA"),
+        ({"peft_type": "IA3", "rank": 8}, "IA3 has no rank"),
+        ({"config": {"use_dorra": True}}, "did you mean 'use_dora'"),
+        ({"config": {"r": 8}}, "method.rank"),
+        ({"peft_type": "FULL"}, "method.reason"),
+        ({"peft_type": "FULL", "reason": "r", "quantization": {"bits": 8}}, "no quantization"),
+        ({"peft_type": "FULL", "reason": "r", "config": {"use_dora": True}}, "has no use_dora"),
+        ({"peft_type": "PROMPT_TUNING"}, "needs method.config.num_virtual_tokens"),
+        ({"config": {"rank_pattern": {"a\x00": 3}}}, "control characters"),
+    ],
+)
+def test_a_wrong_method_is_named(method, said):
+    with pytest.raises(PeftsmithError) as caught:
+        good(method=method)
+    assert said in str(caught.value)
+
+
+def test_a_method_keeps_its_own_defaults_and_null_leaves_them_to_peft():
+    assert good(method={}).method.options() == {
+        "r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear",
+    }  # fmt: skip
+    bare = good(method={"target_modules": None, "config": {"target_parameters": ["mlp.experts.down_proj"]}}).method
+    assert "target_modules" not in bare.options()
+    assert plan.parse(plan.dump(good(method=bare.model_dump()))).method == bare
+    assert good(method={"peft_type": "LOKR", "rank": 4}).method.options() == {"r": 4, "target_modules": "all-linear"}
+
+
+def test_tasks_go_with_their_formats_and_labels():
+    with pytest.raises(PeftsmithError, match=r"data\.format seq2seq"):
+        good(task="seq2seq")
+    with pytest.raises(PeftsmithError, match=r"two different data\.labels"):
+        good(task="token_classification", data={"train": "t.jsonl", "format": "token_classification"})
+    assert good(task="sequence_classification").task_type == "SEQ_CLS"
+
+
+def test_the_published_schema_lists_every_method():
+    listed = plan.json_schema()["$defs"]["Method"]["properties"]["peft_type"]["enum"]
+    assert {"LORA", "VERA", "FULL"} <= set(listed)
+
+
 def test_a_plan_of_the_present_version_is_kept():
     assert (KEPT_PLANS / f"v{plan.SCHEMA_VERSION}.yaml").exists()
 

@@ -11,7 +11,11 @@ from benchmarks import first_run
 pytestmark = pytest.mark.training
 CASES = [
     {"model_type": "bert", "task": "sequence_classification", "method": {"rank": 4, "alpha": 8}},
-    {"model_type": "t5", "task": "seq2seq", "method": {"peft_type": "IA3", "target_modules": ["k", "v"]}},
+    {
+        "model_type": "t5",
+        "task": "seq2seq",
+        "method": {"peft_type": "IA3", "target_modules": ["k", "v"], "config": {"feedforward_modules": []}},
+    },
     {
         "model_type": "gpt2",
         "task": "text",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from peftsmith import assets, secrets
 from peftsmith.errors import PeftsmithError
-from peftsmith.plan import flatten
+from peftsmith.plan import LABELLED, TASK_FORMATS, flatten
 from peftsmith.project import literal, render, requirements, settings
 from tests.conftest import REPOSITORY
 from tests.project.plans import COMMIT, lock_for, make
@@ -65,7 +65,33 @@ def _variants():
     yield make("chat", data__test=None, base__model="/models/local", base__revision=None)
 
 
-VARIANTS = list(_variants())
+METHODS = [
+    {"config": {"use_dora": True, "rank_pattern": {"q_proj": 8}, "exclude_modules": ["v_proj"]}},
+    {"peft_type": "FULL", "reason": "a test of all weights"},
+    {"peft_type": "PROMPT_TUNING", "config": {"num_virtual_tokens": 8}},
+    {"peft_type": "ADALORA", "rank": 8, "config": {"target_r": 4}},
+    {"config": {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}},
+    {"peft_type": "P_TUNING", "config": {"num_virtual_tokens": 8}, "quantization": QUANTIZED},
+    {"peft_type": "ADAPTION_PROMPT", "config": {"adapter_len": 4, "adapter_layers": 2}},
+]
+
+
+def _tasks_and_methods():
+    for place, (task, formats) in enumerate(TASK_FORMATS.items()):
+        labels = ["a", "b"] if task in LABELLED else []
+        for method in (METHODS[place % len(METHODS)], METHODS[(place + 1) % len(METHODS)]):
+            yield make(task, data__format=formats[-1], data__labels=labels, data__eval="data/e.jsonl", method=method)
+    yield make("seq2seq", data__format="seq2seq", data__columns={"source": "de", "target": "en"})
+    yield make(
+        "token_classification",
+        data__format="token_classification",
+        data__labels=["O", "B"],
+        data__columns={"tags": "ner"},
+        base__trust_remote_code=True,
+    )
+
+
+VARIANTS = [*_variants(), *_tasks_and_methods()]
 
 
 @pytest.fixture(params=range(len(VARIANTS)), scope="module")
@@ -94,13 +120,14 @@ def test_settings_are_the_plans_values(rendered):
         if not name.endswith(".py") or name == "progress.py":
             continue
         found = settings.read(code)
-        assert found["BASE_MODEL"] == wanted.base.model
+        assert found.get("BASE_MODEL", wanted.base.model if wanted.method.full else None) == wanted.base.model
         assert settings.unreadable(code) == []
         for setting, value in found.items():
-            assert value == flat[settings.fields()[setting]], (name, setting)
+            field = settings.fields()[setting]
+            assert value == flat.get(field, field.rpartition(".")[2]), (name, setting)
             used = [token for token in tokenize.generate_tokens(StringIO(code).readline) if token.string == setting]
             assert len(used) >= 2, f"{name} never uses {setting}"
-    assert {"RANK", "LEARNING_RATE", "TRAIN_FILE", "PRECISION"} <= set(settings.read(files["train.py"]))
+    assert {"LEARNING_RATE", "TRAIN_FILE", "PRECISION"} <= set(settings.read(files["train.py"]))
 
 
 def test_only_what_the_plan_needs(rendered):
@@ -108,10 +135,13 @@ def test_only_what_the_plan_needs(rendered):
     assert ("BitsAndBytesConfig" in files["train.py"]) == bool(wanted.method.quantization)
     assert ("evaluate.py" in files) == bool(wanted.data.test or wanted.data.eval)
     assert ("bitsandbytes==" in files["requirements.txt"]) == bool(wanted.method.quantization)
-    assert ("scikit-learn==" in files["requirements.txt"]) == wanted.task.endswith("classification")
+    assert ("scikit-learn==" in files["requirements.txt"]) == (
+        wanted.task in ("classification", "sequence_classification")
+    )
     assert ("LABELS = [" in files["train.py"]) == wanted.task.endswith("classification")
+    assert ("merge.py" in files) == render.proof_facts(wanted)["merges"]
     assert ("eval_strategy" in files["train.py"]) == bool(wanted.data.eval)
-    assert "BitsAndBytesConfig" not in files["merge.py"]
+    assert "BitsAndBytesConfig" not in files.get("merge.py", "")
     assert ("HF_TOKEN=your_hugging_face_token_here" in files[".env.example"]) == bool(wanted.base.revision)
     for name, content in files.items():
         assert "peftsmith" not in content, name
@@ -199,6 +229,16 @@ def _shape(code: str) -> str:
             ast.literal_eval(node.value)
             node.value = ast.Constant(None)
     return ast.dump(tree)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"columns": {"source": "translation.de"}}, {"columns": {"context": "c"}}, {"roles": {"gpt": "assistant"}}],
+)
+def test_rows_that_the_scripts_would_not_read_are_refused(data):
+    wanted = make("seq2seq", data__format="seq2seq", **{f"data__{name}": value for name, value in data.items()})
+    with pytest.raises(PeftsmithError, match="prepare_dataset"):
+        render.render(wanted, lock_for(wanted))
 
 
 @pytest.mark.parametrize("path", ["../rows.jsonl", "/etc/rows.jsonl", "rows.parquet", "a/../../b.csv", "rows"])

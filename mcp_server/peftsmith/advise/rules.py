@@ -12,10 +12,11 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from peftsmith.finding import Finding, finding
+from peftsmith.finding import Finding, Severity, finding
 from peftsmith.knowledge import methods
 from peftsmith.lock import Why
-from peftsmith.plan import FineTunePlan, Method
+from peftsmith.plan import FineTunePlan
+from peftsmith.plan_method import Method
 from peftsmith.project import fitness
 
 if TYPE_CHECKING:
@@ -95,6 +96,15 @@ def _serving(plan: FineTunePlan) -> list[Finding]:
     found = []
     if plan.method.config.get("use_rslora") and plan.serving in IGNORE_RSLORA:
         found.append(finding("plan.scale.lost_at_serving", serving=plan.serving))
+    if not plan.method.full:
+        known = methods.method(plan.method.peft_type)
+        if plan.serving not in methods.servers(known, plan.method.config):
+            merges = methods.merges(known, plan.method.config)
+            message = f"{plan.serving} does not load this {known.name} adapter" + (
+                "; serve the merged model." if merges else ", and it cannot be merged."
+            )
+            severity: Severity = "warning" if merges else "error"
+            found.append(finding("plan.method.unserved", message, severity=severity, serving=plan.serving))
     rank = plan.method.rank
     if plan.serving == "vllm" and rank is not None and rank > VLLM_RANKS[-1]:
         found.append(finding("plan.rank.above_server", rank=rank, highest=VLLM_RANKS[-1]))

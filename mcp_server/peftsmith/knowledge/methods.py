@@ -10,6 +10,7 @@ Make peft_methods.json anew, for another PEFT, with: python -m peftsmith.knowled
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import json
 import re
 import tomllib
@@ -64,6 +65,7 @@ class Method:
     divides: tuple[str, ...] = ()
     decomposes: bool = False
     twin_width: int = 0
+    alters_base: tuple[str, ...] = ()
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     learning_rate: tuple[float, float] | None = None
     fails_on: tuple[str, ...] = ()
@@ -100,20 +102,7 @@ def method(name: str) -> Method:
     own: dict[str, str] = {plain: noted.pop(plain) for plain in ("rank", "alpha", "dropout") if plain in noted}
     if "target_modules" in known["fields"]:
         own["target_modules"] = "target_modules"
-    for each in (
-        "needs",
-        "divides",
-        "unmerged",
-        "unresumed",
-        "quantised",
-        "served",
-        "fails_on",
-        "only_on",
-        "fails_quantised",
-        "learning_rate",
-    ):
-        if each in noted:
-            noted[each] = tuple(noted[each])
+    noted = {key: tuple(value) if isinstance(value, list) else value for key, value in noted.items()}
     return Method(
         name=name,
         config=known["config"],
@@ -141,6 +130,23 @@ def merges(known: Method, options: Mapping[str, Any]) -> bool:
 def resumes(known: Method, options: Mapping[str, Any]) -> bool:
     """Does a Trainer go on from a checkpoint with what it had?"""
     return known.resumes and not any(options.get(name) not in (None, False) for name in known.unresumed)
+
+
+def why_refused(known: Method, name: str, value: Any) -> str | None:
+    """Why no project is generated with this value of an option; None when one is."""
+    reasons = known.refused.get(name, {})
+    if value in (None, False, [], {}):
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    return next((reason for pattern, reason in reasons.items() if fnmatch.fnmatchcase(text, pattern)), None)
+
+
+def servers(known: Method, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Who loads the adapter as it is. One that changed its base at the start needs PEFT, which does so again."""
+    init = str(options.get("init_lora_weights"))
+    if any(fnmatch.fnmatchcase(init, pattern) for pattern in known.alters_base):
+        return ("transformers",)
+    return known.served
 
 
 def twin_head(known: Method, options: Mapping[str, Any]) -> int:

@@ -18,8 +18,8 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.machine import environment as environments
 from peftsmith.model import source
+from peftsmith.project import fitness, vet
 from peftsmith.project import twin as twins
-from peftsmith.project import vet
 from peftsmith.project.foreign import check as foreign
 
 if TYPE_CHECKING:
@@ -136,7 +136,8 @@ def _data(
 
 
 def _base(wanted: plan.FineTunePlan, locked: lock.Lock) -> list[Finding]:
-    """Is the base that plan.yaml names the one that the estimates and targets were worked out for?"""
+    """Is the base that plan.yaml names the one that the estimates and targets were worked out for, and does the plan's
+    method fit it?"""
     opened = source.open_model(wanted.base.model, wanted.base.revision)
     changed: dict[str, Any] = {}
     if opened.id != locked.base.get("model"):
@@ -147,9 +148,11 @@ def _base(wanted: plan.FineTunePlan, locked: lock.Lock) -> list[Finding]:
     now = files.sha256_file(opened.small / "config.json") if (opened.small / "config.json").is_file() else None
     if was is not None and was != now:
         changed["config.json"] = [was, now]
-    if not changed:
-        return []
-    return [finding("project.base.changed", f"The base has changed since planning: {', '.join(changed)}", **changed)]
+    found = [each for each in fitness.judge(wanted, opened.config) if each.severity == "error"]
+    if changed:
+        message = f"The base has changed since planning: {', '.join(changed)}"
+        found.append(finding("project.base.changed", message, **changed))
+    return found
 
 
 def _splits(wanted: plan.FineTunePlan) -> dict[str, str]:

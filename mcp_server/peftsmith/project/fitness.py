@@ -7,7 +7,6 @@ Does not know: whether a plan is wise (advise/rules.py), or whether its scripts 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,11 +49,9 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         message = f"{known.name} does not work for {plan.task} ({plan.task_type})."
         yield finding("plan.method.task", message, method=known.name, task=plan.task, tasks=list(known.tasks))
     for name, value in method.config.items():
-        reasons = known.refused.get(name, {})
-        wanted = value if isinstance(value, str) else json.dumps(value)
-        why = reasons.get(wanted) or (reasons.get("*") if value not in (None, False, [], {}) else None)
+        why = methods.why_refused(known, name, value)
         if why:
-            yield finding("plan.method.option", f"{name}={wanted[:40]}: {why}.", option=name)
+            yield finding("plan.method.option", f"{name}={str(value)[:40]}: {why}.", option=name)
     if method.config.get("target_parameters"):
         clashes = [name for name in ("use_dora", "lora_bias", "alora_invocation_tokens") if method.config.get(name)]
         clashes += ["dropout"] if method.dropout else []
@@ -67,6 +64,11 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         if start <= end:
             message = f"AdaLoRA begins with rank {start} and must end with fewer, not with target_r={end}."
             yield finding("plan.method.option", message, option="target_r")
+    if known.name == "IA3" and isinstance(method.target_modules, list):
+        forward = method.config.get("feedforward_modules")
+        if not isinstance(forward, list) or not set(forward) <= set(method.target_modules):
+            message = "IA3 with target_modules needs feedforward_modules, a list of some of them (or none: [])."
+            yield finding("plan.method.option", message, option="feedforward_modules")
     if known.name == "CPT":
         mask = method.config.get("cpt_tokens_type_mask") or [0]
         if len({len(method.config.get(name) or ()) for name in known.needs}) != 1 or max(mask) % 4 or not max(mask):

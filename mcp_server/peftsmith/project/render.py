@@ -18,7 +18,8 @@ from peftsmith import assets, files
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
-from peftsmith.plan import LABELLED, FineTunePlan, Method
+from peftsmith.plan import LABELLED, Data, FineTunePlan
+from peftsmith.plan_method import Method
 from peftsmith.project import literal, requirements, settings
 
 _PLAIN_FILES = {
@@ -94,6 +95,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
             value=named,
             next_step="Use one kind for all of them: prepare_dataset writes them all as JSON lines.",
         )
+    _refuse_unread(data)
     return {
         "plan": plan.model_dump(mode="json"),
         "base_model": plan.base.model,
@@ -192,6 +194,20 @@ def _method_facts(method: Method) -> dict[str, Any]:
 def _title(method: Method) -> str:
     titles = {"LORA": "QLoRA" if method.quantization else "LoRA", methods.FULL: "Full"}
     return titles.get(method.peft_type, method.peft_type)
+
+
+def _refuse_unread(data: Data) -> None:
+    """Rows must be as the scripts read them: plain columns, roles and labels by their usual names."""
+    read = ROW_COLUMNS.get(data.format, ())
+    odd = [name for name, column in data.columns.items() if name not in read or "." in column]
+    odd += ["roles"] if data.roles else []
+    odd += ["label_names"] if data.label_names else []
+    if odd:
+        raise PeftsmithError(
+            f"The scripts do not read rows by data.{'columns.' if odd[0] in data.columns else ''}{odd[0]}",
+            value=odd,
+            next_step="Run prepare_dataset: it writes the rows with the usual names; then leave these fields out.",
+        )
 
 
 def _reader(name: str) -> str:

@@ -183,6 +183,8 @@ def artefacts(folder: Path) -> list[Finding]:
     """What a training run that says it is done has really left: an adapter that was trained, and lean checkpoints."""
     from peftsmith.adapter import inspect
 
+    if (folder / "model" / "config.json").is_file():
+        return []  # all weights were trained: there is no adapter to look into
     adapter = folder / "adapter"
     if not (adapter / "adapter_config.json").is_file():
         return [finding("run.adapter.missing", f"The run is done, but {adapter} holds no adapter.")]

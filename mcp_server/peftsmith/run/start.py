@@ -61,7 +61,7 @@ def start(project: Path, *, kind: str, digest: str, adapter_run: str | None, max
     def argv(folder: Path) -> list[str]:
         return [
             *(interpreter, "-u", script.name, "--base", base),
-            *(["--adapter", str(adapter)] if adapter else []),
+            *([f"--{adapter.name}", str(adapter)] if adapter else []),
             *("--output", str(folder)),
             *(["--max-steps", str(steps)] if steps else []),
         ]
@@ -164,6 +164,9 @@ def _adapter(project: Path, kind: str, adapter_run: str | None) -> Path | None:
             next_step="Pass the id of a train run as adapter_run; list_runs shows them.",
         )
     source = store.open_run(project, adapter_run)
+    whole = source.folder / "model"
+    if source.kind in ("smoke", "train") and (whole / "config.json").is_file():
+        return whole  # all weights were trained
     folder = source.folder / "adapter"
     missing = [n for n in ("adapter_config.json", "adapter_model.safetensors") if not (folder / n).is_file()]
     if source.kind not in ("smoke", "train") or missing:

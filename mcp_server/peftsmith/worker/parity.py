@@ -122,7 +122,7 @@ def _louder_lora(tensors: dict[str, Any], config: dict[str, Any], draw: Any) -> 
 
     root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
     scale = config["lora_alpha"] / root
-    for name in [each for each in tensors if "lora_B" in each]:
+    for name in [each for each in tensors if "lora_B" in each and each.replace("lora_B", "lora_A") in tensors]:
         noise = torch.randn(tensors[name].shape, generator=draw)
         other = tensors[name.replace("lora_B", "lora_A")].float()
         change = scale * noise @ other if noise.dim() == other.dim() == 2 else scale * noise

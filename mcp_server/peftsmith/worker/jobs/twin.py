@@ -12,33 +12,14 @@ import json
 import math
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftsmith.worker import parity, scripts, skeleton
+from peftsmith.worker import parity, proofs, scripts, skeleton
 from peftsmith.worker.book import Book, Disproved
 from peftsmith.worker.child import Report
 
 STEPS = 2
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the plan says of its scripts. `result` is the folder that train.py leaves: adapter, or model when all
-    weights are trained. `plain_lora` means that its trainable parameters can be counted without PEFT."""
-
-    plan: dict[str, Any]
-    loader: parity.Loader
-    task_type: str
-    result: str
-    plain_lora: bool
-    merges: bool
-    resumes: bool
-
-    @property
-    def full(self) -> bool:
-        return self.result == "model"
 
 
 def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -53,7 +34,7 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     stated = dict(arguments["scripts"])
     head = int(stated.pop("head"))
     loader = parity.Loader(stated.pop("model_class"), tuple(stated.pop("labels")))
-    wanted, book = Wanted(plan=arguments["plan"], loader=loader, **stated), Book(report)
+    wanted, book = proofs.Wanted(plan=arguments["plan"], loader=loader, **stated), Book(report)
     _keep_inside(work)
     before = scripts.listing(project)
     base, model = work / "base", None
@@ -108,7 +89,7 @@ def _keep_inside(work: Path) -> None:
     torch.set_num_threads(1)
 
 
-def _train(book: Book, project: Path, base: Path, output: Path, wanted: Wanted) -> Any:
+def _train(book: Book, project: Path, base: Path, output: Path, wanted: proofs.Wanted) -> Any:
     """Two optimiser steps of train.py; returns its trainer, or None when it failed."""
     plan = wanted.plan
     trainer = None
@@ -137,98 +118,19 @@ def _train(book: Book, project: Path, base: Path, output: Path, wanted: Wanted) 
         if not lines or done.get("ok") is not True:
             raise Disproved("metrics.jsonl is empty or done.json does not say ok")
     with book.check("adapter") as seen:
-        seen |= _saved_tensors(output / wanted.result, trainer.model, wanted)
+        seen |= proofs.saved_tensors(output / wanted.result, trainer.model, wanted)
     with book.check("adapter_nonzero") as seen:
-        seen |= _moved(trainer.model, losses.before)
+        seen |= proofs.moved(trainer.model, losses.before)
     with book.check("checkpoint") as seen:
         checkpoints = sorted((output / "checkpoints").glob("checkpoint-*"))
         seen["checkpoints"] = [each.name for each in checkpoints]
         if not checkpoints:
             raise Disproved("no checkpoint was saved at the end of the run")
         for checkpoint in checkpoints:
-            seen |= _saved_tensors(checkpoint, trainer.model, wanted)
+            seen |= proofs.saved_tensors(checkpoint, trainer.model, wanted)
     with book.check("trainable") as seen:
-        seen |= _trainable(trainer.model, base, output / wanted.result, wanted)
+        seen |= proofs.trainable(trainer.model, base, output / wanted.result, wanted)
     return trainer
-
-
-def _saved_tensors(folder: Path, model: Any, wanted: Wanted) -> dict[str, Any]:
-    """Evidence that a folder's weights are those of the adapter (or of the model) in safetensors, and nothing else."""
-    import peft
-    from safetensors import safe_open
-
-    weights = sorted(folder.glob("*.safetensors"))
-    pickled = sorted(each.name for each in folder.glob("*.bin") if "model" in each.name)
-    expected_file = "model.safetensors" if wanted.full else "adapter_model.safetensors"
-    if [each.name for each in weights] != [expected_file] or pickled:
-        found = [each.name for each in weights] + pickled
-        raise Disproved(f"{folder.name} should hold {expected_file} as its only weights", found=found)
-    with safe_open(weights[0], framework="pt") as tensors:
-        names = set(tensors.keys())
-    if not names:
-        raise Disproved(f"{folder.name} holds no tensor")
-    if not wanted.full:
-        foreign = sorted(names - set(peft.get_peft_model_state_dict(model)))
-        if wanted.plain_lora and not wanted.loader.labels:
-            foreign += sorted(name for name in names if ".lora_" not in name)
-        if foreign:
-            raise Disproved(f"{folder.name} holds tensors that are not the adapter's", foreign=foreign[:5])
-    return {"tensors": len(names), "bytes": weights[0].stat().st_size}
-
-
-def _moved(model: Any, before: dict[str, Any]) -> dict[str, Any]:
-    """Evidence that training has changed what it should train, and that all of it is numbers."""
-    import torch
-
-    now = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    changes = {
-        name: float((now[name].detach().float() - old.float()).abs().max())
-        for name, old in before.items()
-        if name in now and now[name].shape == old.shape and old.numel()
-    }
-    moved = [name for name, change in changes.items() if change > 0]
-    seen = {"trainable": len(before), "moved": len(moved), "largest": max(changes.values(), default=0.0)}
-    if not all(bool(torch.isfinite(each).all()) for each in now.values()):
-        raise Disproved("a trained number is no number any more", **seen)
-    if not moved:
-        raise Disproved("no trainable number has changed: nothing was trained", **seen)
-    lora_b = {name: each for name, each in now.items() if "lora_B" in name}
-    if lora_b and not any(bool(each.any()) for each in lora_b.values()):
-        raise Disproved("every lora_B is still zero: nothing was trained", **seen)
-    return seen
-
-
-def _trainable(model: Any, base: Path, result: Path, wanted: Wanted) -> dict[str, Any]:
-    """Evidence that what is trained is what the plan means: counted for plain LoRA, by name for other methods."""
-    import peft
-    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING as PREFIXES
-
-    trained = {name: each.numel() for name, each in model.named_parameters() if each.requires_grad}
-    actual = sum(trained.values())
-    if wanted.full:
-        frozen = [name for name, each in model.named_parameters() if not each.requires_grad]
-        if frozen:
-            raise Disproved("not all weights are trained", frozen=frozen[:5])
-        return {"trainable": actual}
-    config = json.loads((result / "adapter_config.json").read_text(encoding="utf-8"))
-    if wanted.plain_lora:
-        method = wanted.plan["method"]
-        saved = tuple(config.get("modules_to_save") or ())
-        implied, unmatched = parity.implied_trainable(
-            wanted.loader.load(base, "auto"), method["target_modules"], method["rank"], saved
-        )
-        seen = {"trainable": actual, "implied_by_plan": implied, "unmatched": unmatched}
-        if actual != implied or unmatched:
-            raise Disproved("the trainable parameters are not those that the plan means", **seen)
-        return seen
-    prefix = PREFIXES.get(peft.PeftType(config["peft_type"]), "")
-    own = (prefix, "modules_to_save", "prompt_encoder", "trainable_tokens_", "adaption_")
-    foreign = [name for name in trained if not any(mark and mark in name for mark in own)]
-    if config.get("bias", "none") != "none":
-        foreign = [name for name in foreign if not name.endswith("bias")]
-    if foreign:
-        raise Disproved("weights of the base are trained beside the adapter", foreign=foreign[:5])
-    return {"trainable": actual}
 
 
 def _swapped(trainer: Any, plan: dict[str, Any]) -> list[str]:
@@ -241,7 +143,7 @@ def _swapped(trainer: Any, plan: dict[str, Any]) -> list[str]:
     used = {parameter.dtype for parameter in trainer.model.parameters()}
     autocast = {"bf16": trainer.args.bf16, "fp16": trainer.args.fp16}.get(wanted, True)
     if half is not None and not autocast and half not in used:
-        swapped.append(f"precision {wanted} (the processor computed in {_name(trainer.model.dtype)})")
+        swapped.append(f"precision {wanted} (the processor computed in {proofs.name_of(trainer.model.dtype)})")
     optimizer = plan["training"]["optimizer"]
     actual = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     if actual != optimizer:
@@ -254,11 +156,7 @@ def _swapped(trainer: Any, plan: dict[str, Any]) -> list[str]:
     return swapped
 
 
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _reload(book: Book, trainer: Any, base: Path, result: Path, wanted: Wanted) -> None:
+def _reload(book: Book, trainer: Any, base: Path, result: Path, wanted: proofs.Wanted) -> None:
     """What was saved, on a fresh base, must say what the trained model in memory says."""
     with book.check("reload") as seen:
         # without the wrapper that would compute in 16 bits whatever the weights are
@@ -277,14 +175,14 @@ def _reload(book: Book, trainer: Any, base: Path, result: Path, wanted: Wanted) 
                 effect = parity.difference(expected, parity.logits(memory, ids))
             fresh = parity.load_adapter(wanted.loader.load(base, dtype, quantization), result)
         actual = parity.difference(expected, parity.logits(fresh, ids))
-        seen |= {"largest_difference": actual, "adapter_effect": effect, "dtype": _name(dtype)}
+        seen |= {"largest_difference": actual, "adapter_effect": effect, "dtype": proofs.name_of(dtype)}
         if effect == 0.0:
             raise Disproved("the trained adapter changes no logit")
         if not actual <= parity.RELOAD_TOLERANCE * effect + 1e-6 * float(expected.abs().max()):
             raise Disproved("the reloaded adapter does not say what the trained model said")
 
 
-def _use(book: Book, project: Path, base: Path, work: Path, wanted: Wanted, seed: int) -> None:
+def _use(book: Book, project: Path, base: Path, work: Path, wanted: proofs.Wanted, seed: int) -> None:
     """What people do with an adapter: evaluate it, merge it, ask it, and train it further."""
     adapter = work / "train" / wanted.result
     common = [*([] if wanted.full else ["--base", str(base)]), f"--{wanted.result}", str(adapter)]
@@ -300,7 +198,7 @@ def _use(book: Book, project: Path, base: Path, work: Path, wanted: Wanted, seed
             parity.amplify(adapter, loud, seed=seed)
             output = work / "merge"
             scripts.run_main(project, "merge", ["--base", str(base), "--adapter", str(loud), "--output", str(output)])
-            seen |= _merged_as_adapter(base, loud, output / "merged", wanted)
+            seen |= proofs.merged_as_adapter(base, loud, output / "merged", wanted)
     else:
         book.skip("there is nothing to merge" if wanted.full else "the method does not merge", "merge")
     with book.phase("generate"), book.check("generate") as seen:
@@ -327,30 +225,7 @@ def _evaluate(project: Path, given: list[str], output: Path) -> dict[str, Any]:
     return {"predictions": len(lines), "results": sorted(result)[:20]}
 
 
-def _merged_as_adapter(base: Path, adapter: Path, merged: Path, wanted: Wanted) -> dict[str, Any]:
-    """Evidence that the merged model says what base and adapter say together, for an adapter that changes much."""
-    import torch
-    import transformers
-
-    if not list(merged.glob("*.safetensors")):
-        raise Disproved("merge.py left no safetensors file", found=sorted(each.name for each in merged.glob("*")))
-    result = getattr(transformers, wanted.loader.model_class).from_pretrained(merged)
-    dtype = result.dtype
-    plain = wanted.loader.load(base, dtype)
-    ids = parity.probe_ids(parity.vocabulary(plain))
-    without = parity.logits(plain, ids)
-    with_adapter = parity.logits(parity.load_adapter(plain, adapter), ids)
-    effect = parity.difference(with_adapter, without)
-    actual = parity.difference(parity.logits(result.to(torch.float32), ids), with_adapter)
-    seen = {"largest_difference": actual, "adapter_effect": effect, "dtype": _name(dtype)}
-    if not (merged / "tokenizer.json").exists():
-        raise Disproved("merge.py left no tokenizer beside the merged model", **seen)
-    if not actual <= parity.MERGE_TOLERANCE.get(_name(dtype), 1e-1) * effect:
-        raise Disproved("the merged model does not say what base and adapter say together", **seen)
-    return seen
-
-
-def _generate(project: Path, common: list[str], wanted: Wanted) -> dict[str, Any]:
+def _generate(project: Path, common: list[str], wanted: proofs.Wanted) -> dict[str, Any]:
     """infer.py's answer: text, or for a classifier the label (one of the plan's), or a tag for every word."""
     if not wanted.loader.labels:
         argv = [*common, "--prompt", "Hello, who are you?", "--max-new-tokens", "4"]
