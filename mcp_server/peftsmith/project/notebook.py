@@ -190,7 +190,7 @@ def judge(project: Path) -> Iterator[Finding]:
         if name not in (*SCRIPTS, "requirements.txt"):
             message = f"{read.where(line)} writes {files.clean(name, 100)}, which is no file of the project"
             yield finding("project.notebook.other_file", message, **read.place(line))
-        elif not target.is_file() or files.read_text(target) != _ended(body):
+        elif target.is_file() and files.read_text(target) != _ended(body):
             message = f"{FILE} holds another {name} than the project"
             yield finding("project.notebook.differs", message, file=FILE, script=name)
 
@@ -203,8 +203,9 @@ def written(text: str) -> dict[str, str]:
 
 _KEYS_TEXT = """\
 Only a gated or private base model needs a key. Get one (read access is enough) at
-<https://huggingface.co/settings/tokens>, accept the model's terms on its page, and store it as `HF_TOKEN`: on Colab under
-the key symbol at the left, on Kaggle under Add-ons > Secrets, elsewhere in the environment. Never write it into a cell.
+<https://huggingface.co/settings/tokens>, accept the model's terms on its page, and store it as `HF_TOKEN`: on Colab
+under the key symbol at the left, on Kaggle under Add-ons > Secrets, elsewhere in the environment. Never write it into
+a cell.
 """
 _ROWS_TEXT = """\
 The rows. Put them beside this notebook, add them as a Kaggle data set, or upload them when Colab asks.
@@ -216,7 +217,7 @@ def _opening(plan: FineTunePlan, local: bool) -> str:
     text += f"{literal.inert(plan.data.train)}. Run the cells from top to bottom.\n\n"
     text += "The cells write the scripts of the project and run them; nothing is trained outside of those scripts.\n"
     if local:
-        text += "\nThe base model is a local folder: bring it along, and set `BASE_MODEL` in the scripts to its place.\n"
+        text += "\nThe base model is a local folder: bring it along, and set `BASE_MODEL` to its place.\n"
     return text
 
 
