@@ -298,8 +298,9 @@ def plan_finetune(
 
 
 def generate_project(project: Project) -> Result:
-    """Write the training project that plan.yaml describes: train, evaluate, infer and merge scripts, pinned
-    requirements, .env.example, .gitignore, README. Files that were edited by hand are kept and named."""
+    """Write the training project that plan.yaml describes: train, evaluate, infer and merge scripts, a notebook,
+    pinned requirements, .env.example, .gitignore, README. Edits made by hand are merged with the plan's changes; where
+    both change the same lines, that is shown and nothing is written."""
     from peftsmith.project import generate
 
     written = generate.generate(files.resolve(project))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Asked about their signatures; what else a script calls is named, not judged.
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")
+# Parts of torch that other packages bring for their hardware; scripts ask for them behind a condition.
+_PLUG_INS = tuple(f"torch.{name}" for name in ("hpu", "mlu", "musa", "neuron", "npu", "sdaa", "xla"))
 _UNBOUND = "E9,F821,F822,F823"  # ruff's rules for names that do not exist when the line is reached
 
 
@@ -133,7 +135,10 @@ def _compared(
     """What the installed libraries say; all that they say nothing about is one finding."""
     opened = []
     for each in signatures.check({name: script}, environment):
-        if each.id != "project.call.unchecked":
+        name_of = each.evidence.get("callable", "")
+        if each.id == "project.call.missing" and name_of.startswith(_PLUG_INS):
+            opened.append(name_of)
+        elif each.id != "project.call.unchecked":
             yield _placed(each, home)
         elif "callable" not in each.evidence:
             yield dataclasses.replace(each, message=f"{name}: {each.message}")

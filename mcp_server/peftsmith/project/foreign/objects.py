@@ -9,9 +9,11 @@ from __future__ import annotations
 from peftsmith.project.foreign.values import Known, Many, Record, Ref, Site, Thing, Unknown, Value, plain, things
 
 MODEL, TOKENIZER, PEFT = "transformers.PreTrainedModel", "transformers.PreTrainedTokenizerBase", "peft.PeftModel"
+DATA = "datasets.Dataset"
 UNSLOTH = ("unsloth.FastLanguageModel", "unsloth.FastModel", "unsloth.FastVisionModel")
 WRAPS = ("peft.get_peft_model", *(f"{each}.get_peft_model" for each in UNSLOTH))
 PREPARES = ("peft.prepare_model_for_kbit_training", "peft.prepare_model_for_int8_training")
+_DATA_LOADS = ("datasets.load_dataset", "datasets.load_from_disk", "datasets.concatenate_datasets")
 # Methods that give the same object back, for models and for data sets.
 _SAME = {"to", "cuda", "cpu", "eval", "train", "half", "bfloat16", "float", "requires_grad_", "compile"}
 _IMPLIED = {
@@ -94,6 +96,8 @@ def result(site: Site) -> Value:
         return Unknown(f"the result of {site.name}()")
     if site.receiver is not None and method in _SAME:
         return site.receiver
+    if site.name in _DATA_LOADS or owner == DATA:
+        return Thing(DATA, site, site.receiver)
     if site.receiver is not None:
         return Thing(f"{site.receiver.kind}.{method}", site, site.receiver)
     return Thing(owner if method in ("from_pretrained", "from_dict", "from_json") else site.name, site)

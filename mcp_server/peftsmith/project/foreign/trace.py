@@ -28,6 +28,7 @@ from peftsmith.project.foreign.values import (
 )
 
 _DEEPEST = 12  # calls of the script's own functions inside one another
+_MOST_TIMES = 25  # that one function is entered
 _LONGEST = 30_000  # statements
 
 
@@ -50,6 +51,7 @@ class _Walker(Evaluator):
         self.modules: dict[str, Record] = {}
         self.functions: list[Function] = []
         self.depth = self.steps = 0
+        self.times: dict[int, int] = {}
 
     def module(self, source: Source) -> Record:
         self.found.sources.append(source)
@@ -254,8 +256,9 @@ class _Walker(Evaluator):
 
     def enter(self, function: Function, args: list[Value], keywords: Names, *, unknown: bool) -> Value:
         """The result of a function of the script."""
-        if self.depth >= _DEEPEST:
-            return Unknown("a function that was not followed so deep")
+        times = self.times[id(function.node)] = self.times.get(id(function.node), 0) + 1
+        if self.depth >= _DEEPEST or times > _MOST_TIMES:
+            return Unknown(f"a function that was followed {times - 1} times, {self.depth} deep")
         self.entered.add(id(function.node))
         names = dict(function.names)
         parameters = function.node.args
