@@ -112,6 +112,7 @@ def _judge(case: cases.Case, folder: Path, work: Path, models: Mapping[str, Path
         "model": _of_model,
         "plan": _plan,
         "project": _project,
+        "script": _script,
         "run": _run,
         "adapter": _adapter,
     }[case.stage](case, document, work, model)
@@ -198,6 +199,13 @@ def _project(case: cases.Case, document: dict[str, Any], work: Path, model: str 
     return vet.vet(work, None)
 
 
+def _script(case: cases.Case, document: dict[str, Any], work: Path, model: str | None) -> list[Finding]:
+    """The first file is the script; the others lie beside it."""
+    from peftsmith.project.foreign import check
+
+    return check.look(work / case.files[0].path, None).findings
+
+
 def _run(case: cases.Case, document: dict[str, Any], work: Path, model: str | None) -> list[Finding]:
     from peftsmith.diagnose import causes
 
@@ -213,7 +221,7 @@ def _adapter(case: cases.Case, document: dict[str, Any], work: Path, model: str 
 
 
 def _model(case: cases.Case, work: Path, models: Mapping[str, Path]) -> str | None:
-    wanted = case.model or (None if case.stage in ("data", "run", "adapter") else cases.SMALL)
+    wanted = case.model or (None if case.stage in ("data", "script", "run", "adapter") else cases.SMALL)
     if wanted is None:
         return None
     if wanted in models:

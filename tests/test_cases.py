@@ -23,7 +23,15 @@ def test_every_planted_mistake_is_found_and_no_clean_case_raises_an_alarm():
     text, good = traps.report(outcomes)
     assert good, text
     assert len(outcomes) == len(FOLDERS) >= 25
-    assert {each.name.split("-")[0] for each in outcomes} == {"data", "model", "plan", "project", "run", "adapter"}
+    assert {each.name.split("-")[0] for each in outcomes} == {
+        "data",
+        "model",
+        "plan",
+        "project",
+        "script",
+        "run",
+        "adapter",
+    }
     assert sum(not each.planted for each in outcomes) >= 10
     assert text.splitlines()[-1].startswith(f"found {sum(each.planted for each in outcomes)} of ")
 

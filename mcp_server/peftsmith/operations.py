@@ -476,8 +476,9 @@ def plan_finetune(
 
 
 def generate_project(project: Project) -> Result:
-    """Write the training project that plan.yaml describes: train, evaluate, infer and merge scripts, pinned
-    requirements, .env.example, .gitignore, README. Files that were edited by hand are kept and named."""
+    """Write the training project that plan.yaml describes: train, evaluate, infer and merge scripts, a notebook,
+    pinned requirements, .env.example, .gitignore, README. Edits made by hand are merged with the plan's changes; where
+    both change the same lines, that is shown and nothing is written."""
     from peftsmith.project import generate
 
     written = generate.generate(files.resolve(project))
@@ -485,12 +486,13 @@ def generate_project(project: Project) -> Result:
 
 
 def check_project(
-    project: Project,
+    project: Annotated[str, Field(description="The project's folder, or a training script or notebook of your own.")],
     twin: Annotated[bool, Field(description="Also run the scripts on a small model of the same architecture.")] = True,
 ) -> Result:
     """Prove the project before it costs anything: scripts parse, every argument exists in the installed libraries, no
     secrets, settings equal the plan, and the twin: the same scripts on a cut-down model with real rows, trained two
-    steps, saved, reloaded, merged, generating. Returns the digest that start_run needs."""
+    steps, saved, reloaded, merged, generating. Returns the digest that start_run needs. A script (.py) or notebook
+    (.ipynb) that peftsmith did not write is read, not run: findings with line numbers, and a diff of pure renames."""
     from peftsmith.project import check
 
     checked = check.check(files.resolve(project), twin=twin)

@@ -9,7 +9,7 @@ import pytest
 
 from peftsmith import files, lock, plan
 from peftsmith.errors import PeftsmithError
-from peftsmith.project import generate, render
+from peftsmith.project import generate, regenerate, render
 from tests.project.plans import lock_for, make, write_project
 
 NAMES = {
@@ -21,6 +21,7 @@ NAMES = {
     "merge.py",
     "progress.py",
     "requirements.txt",
+    "train.ipynb",
     "train.py",
 }
 
@@ -66,7 +67,7 @@ def test_a_changed_plan_voids_the_digest_and_writes_only_what_differs(project):
     lock.save(project, locked)
     _edit_plan(project, **{"method.rank": 64})
     actions = {each["path"]: each["action"] for each in generate.generate(project).files}
-    assert {name for name, action in actions.items() if action == "written"} == {"train.py", "README.md"}
+    assert {name for name, action in actions.items() if action == "written"} == {"train.py", "README.md", "train.ipynb"}
     after = lock.load(project)
     assert after.digest is None and after.checked == {}
     assert "RANK = 64" in (project / "train.py").read_text(encoding="utf-8")
@@ -80,23 +81,79 @@ def test_a_changed_plan_that_changes_no_file_voids_the_digest_too(project):
     assert lock.load(project).digest is None
 
 
-def test_an_edited_file_is_kept_and_shown_until_it_is_deleted(project):
+def test_edits_and_the_plans_change_are_merged_and_shown_until_the_file_is_deleted(project):
     generate.generate(project)
     script = project / "train.py"
     token = "hf_" + "aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA1c"
-    edited = script.read_text(encoding="utf-8") + f'\nprint("mine")\nTOKEN = "{token}"\n'
-    script.write_text(edited, encoding="utf-8")
+    mine = script.read_text(encoding="utf-8") + f'\nprint("mine")\nTOKEN = "{token}"\n'
+    script.write_text(mine, encoding="utf-8")
     _edit_plan(project, **{"method.rank": 64})
-    for _ in range(2):
+    for action in ("merged", "kept"):
         written = generate.generate(project)
-        assert {"path": "train.py", "action": "kept"} in written.files
-        assert script.read_text(encoding="utf-8") == edited
+        assert {"path": "train.py", "action": action} in written.files
+        assert script.read_text(encoding="utf-8") == mine.replace("RANK = 4", "RANK = 64")
         [found] = written.findings
         assert found.id == "project.file.edited" and found.evidence["file"] == "train.py"
-        assert '+print("mine")' in found.evidence["diff"] and "-RANK = 64" in found.evidence["diff"]
+        assert '+print("mine")' in found.evidence["diff"] and "RANK" not in found.evidence["diff"]
         assert token not in found.evidence["diff"]
+    assert token not in (project / "train.ipynb").read_text(encoding="utf-8")  # a credential is not spread
+    assert token not in (project / regenerate.GENERATED).read_text(encoding="utf-8")
     script.unlink()
     assert {"path": "train.py", "action": "written"} in generate.generate(project).files
+
+
+def test_a_conflict_is_shown_and_nothing_at_all_is_written(project):
+    generate.generate(project)
+    script = project / "train.py"
+    mine = script.read_text(encoding="utf-8").replace("RANK = 4", "RANK = 32  # mine")
+    script.write_text(mine, encoding="utf-8")
+    _edit_plan(project, **{"method.rank": 64, "training.seed": 5})
+    before = _snapshot(project)
+    written = generate.generate(project)
+    [found] = written.findings
+    assert written.files == [] and (found.id, found.severity) == ("project.file.conflict", "error")
+    [clash] = found.evidence["clashes"]
+    assert (clash["generated_last"], clash["yours"], clash["generated_now"]) == (
+        "RANK = 4\n",
+        "RANK = 32  # mine\n",
+        "RANK = 64\n",
+    )
+    assert _snapshot(project) == before
+    script.write_text(mine.replace("RANK = 32  # mine", "RANK = 64"), encoding="utf-8")  # what the finding advises
+    assert {"path": "train.py", "action": "written"} not in generate.generate(project).files
+    assert "SEED = 5" in script.read_text(encoding="utf-8")
+
+
+def test_edits_of_before_the_texts_were_kept_are_refused_and_not_lost(project):
+    generate.generate(project)
+    (project / regenerate.GENERATED).unlink()
+    script = project / "train.py"
+    script.write_text(script.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    assert {"path": "train.py", "action": "kept"} in generate.generate(project).files  # nothing new to bring in
+    (project / regenerate.GENERATED).write_text('{"train.py": "something else"}', encoding="utf-8")
+    _edit_plan(project, **{"method.rank": 64})
+    [found] = generate.generate(project).findings
+    assert found.id == "project.file.conflict" and "+# mine" in found.evidence["diff"]
+    assert "# mine" in script.read_text(encoding="utf-8")
+
+
+def test_a_merge_that_does_not_parse_is_refused(project):
+    generate.generate(project)
+    kept = files.read_json(project / regenerate.GENERATED)
+    base = "a = [\n    1,\n    2,\n]\nb = 1\n"
+    locked = lock.load(project)
+    lock.save(project, locked.model_copy(update={"files": {**locked.files, "train.py": files.sha256_text(base)}}))
+    files.write_json(project / regenerate.GENERATED, {**kept, "train.py": base})
+    fate = regenerate.decide(_file(project, base.replace("a = [\n", "a = (\n").replace("]\n", ")\n")), "x", base, "h")
+    assert fate.action == "refused"
+    mine = base.replace("    2,\n]\n", "    2,\n] + [3]\n").replace("b = 1", "b = 2")
+    fate = regenerate.decide(_file(project, mine), base.replace("a = [\n    1,\n", "a = (\n    1,\n"), base, "h")
+    assert fate.action == "refused" and fate.finding is not None and "do not parse" in fate.finding.message
+
+
+def _file(project: Path, text: str) -> Path:
+    (project / "train.py").write_text(text, encoding="utf-8")
+    return project / "train.py"
 
 
 def test_a_file_that_was_there_before_is_kept(project):
@@ -115,7 +172,7 @@ def test_an_edit_that_equals_the_new_text_is_unchanged(project):
     assert {"path": "train.py", "action": "unchanged"} in written.files and written.findings == []
 
 
-@pytest.mark.parametrize(("step", "survives"), [("stage", 0), ("stage", 3), ("move", 0), ("move", 4), ("lock", 5)])
+@pytest.mark.parametrize(("step", "survives"), [("stage", 0), ("stage", 3), ("move", 0), ("move", 4), ("lock", 7)])
 def test_a_full_disk_leaves_everything_as_it_was(project, monkeypatch, step, survives):
     generate.generate(project)
     _edit_plan(project, **{"base.model": "other/model", "training.seed": 5})
@@ -130,7 +187,7 @@ def test_a_full_disk_leaves_everything_as_it_was(project, monkeypatch, step, sur
 
     def full(path, text):
         if next(done) == survives:
-            assert (path.name == lock.LOCK_FILE) == (step == "lock")
+            assert (path.name == lock.LOCK_FILE) == (step == "lock"), path
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, text)
 

@@ -78,7 +78,7 @@ def test_with_an_environment_a_fresh_project_is_clean_and_asked_about_once(proje
     assert not any(name.startswith(("progress", "argparse", "json")) for name in asked[0])
     assert vet.vet(project, environment) == [] and len(asked) == 1
     _append(project, "SFTConfig(brand_new=1)")
-    assert vet.vet(project, environment) == [] and len(asked) == 2
+    assert {each.id for each in vet.vet(project, environment)} == {"project.notebook.differs"} and len(asked) == 2
     assert asked[1] == {"trl.SFTConfig": sorted({*asked[0]["trl.SFTConfig"], "brand_new"})}
 
 
@@ -192,7 +192,7 @@ def test_gitignore_keeps_env_in_and_the_example_out(project, content, good):
 @pytest.mark.parametrize(
     ("line", "good"),
     [
-        ("HF_TOKEN=your_hugging_face_token_here", True),
+        ("# https://huggingface.co/settings/tokens\nHF_TOKEN=your_hugging_face_token_here", True),
         ("HF_TOKEN=abc", False),
         ("HF_HOME=/data", True),
         ("# HF_TOKEN=x", True),
@@ -203,11 +203,30 @@ def test_the_env_example_holds_placeholders(project, line, good):
     assert (("project.env_example.no_placeholder", "error") in _found(project)) != good
 
 
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("# Get one at https://example.org\nHF_TOKEN=your_token_here", True),
+        ("# Get one at https://example.org\nHF_TOKEN=your_token_here\nWANDB_API_KEY=your_key_here", True),
+        ("# Get one at https://example.org\n\nHF_TOKEN=your_token_here", False),
+        ("# ask a colleague\nHF_TOKEN=your_token_here", False),
+        ("HF_HOME=/data", True),
+    ],
+)
+def test_the_env_example_says_where_to_get_each_key(project, text, good):
+    (project / ".env.example").write_text(text + "\n", encoding="utf-8")
+    assert (("project.env_example.no_source", "warning") in _found(project)) != good
+
+
 def test_missing_files_and_drift_are_found(project):
     (project / "merge.py").unlink()
     script = project / "train.py"
     script.write_text(script.read_text(encoding="utf-8").replace("RANK = 4", "RANK = 8"), encoding="utf-8")
-    assert _found(project) == {("project.file.missing", "error"), ("plan.drift", "error")}
+    assert _found(project) == {
+        ("project.file.missing", "error"),
+        ("plan.drift", "error"),
+        ("project.notebook.differs", "info"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from peftsmith.errors import PeftsmithError
 
 CASE_FILE = "case.yaml"
 TINY, SMALL = "tiny", "small"
-Stage = Literal["data", "model", "plan", "project", "run", "adapter"]
+Stage = Literal["data", "model", "plan", "project", "script", "run", "adapter"]
 # A finding's id, a row of the failure table, or the refusal of the input as a whole.
 EXPECTED = r"^([a-z]+(\.[a-z0-9_]+)?\.[a-z0-9_]+|row:[1-9][0-9]*|refused)$"
 _LARGEST = 1 << 20
@@ -59,7 +59,8 @@ class Case(BaseModel):
         str | None,
         Field(
             description="A model folder among the files, a hub id, `tiny` (a complete Llama of 0.1 M parameters) or "
-            "`small` (the configuration of one of 135 M, without weights). Default: none for data and run, else small."
+            "`small` (the configuration of one of 135 M, without weights). Default: none for data, script, run and "
+            "adapter, else small."
         ),
     ] = None
     plan: Annotated[dict[str, Any], Field(description="Laid over a good plan, key by key.")] = {}

@@ -1,4 +1,5 @@
 """From a written project to the digest that start_run demands: is it what it was planned from, vetted, and proven?
+A script or notebook of one's own is looked at as well, and gets no digest.
 
 Knows: the order of the checks, which of them close the way to a digest, and what the lock remembers of them.
 Does not know: how scripts are vetted (vet.py) or run (twin.py).
@@ -19,6 +20,7 @@ from peftsmith.machine import environment as environments
 from peftsmith.model import source
 from peftsmith.project import fitness, mask, vet
 from peftsmith.project import twin as twins
+from peftsmith.project.foreign import check as foreign
 
 if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
@@ -36,10 +38,17 @@ class Checked:
 def check(project: Path, *, twin: bool = True) -> Checked:
     """Check everything that can be known before spending (vetting, loss mask, twin), and keep it in plan.lock.json.
 
+    `project` may also be a training script or notebook that peftsmith did not write: it is read, not run, nothing is
+    kept, and `proofs["script"]` says what was seen (project/foreign/check.py).
+
     The lock's data hashes, versions and interpreter become those that were checked; a changed data file is named. With
     an error the lock's digest is None. Raises PeftsmithError for a folder without plan, lock or scripts, without a
     training environment, and when files change while they are being checked.
     """
+    if project.is_file():
+        usable = [each for each in environments.find(project.parent) if each.usable]
+        looked = foreign.look(project, environments.best(usable) if usable else None)
+        return Checked(looked.findings, None, {"script": looked.seen})
     wanted, locked = plan.load(project), lock.load(project)
     if not locked.files:
         raise PeftsmithError(

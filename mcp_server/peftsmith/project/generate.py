@@ -1,28 +1,23 @@
-"""Writing the project's files: all of them or none, and never over what a person has edited.
+"""Writing the project's files: all of them or none, and with what a person has edited.
 
-Knows: which files are as they were generated, how to put a set of files in place in one go, the lock's part of it.
-Does not know: what is in the files (render.py), or whether they work (vet.py, twin.py).
+Knows: how to put a set of files in place in one go, the lock's part of it, that one conflict stops everything.
+Does not know: what is in the files (render.py, notebook.py), what becomes of an edited one (regenerate.py), or whether
+they work (vet.py, twin.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from peftsmith import files, lock, plan
-from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
-from peftsmith.project import fitness, render
-from peftsmith.secrets import redact
-
-Action = Literal["written", "unchanged", "kept"]
-_LONGEST_DIFF = 6000
+from peftsmith.project import fitness, notebook, regenerate, render
+from peftsmith.secrets import find_in_text
 
 
 @dataclass(frozen=True)
@@ -36,11 +31,12 @@ class Written:
 def generate(project: Path) -> Written:
     """Write the files that plan.yaml and plan.lock.json describe and note their hashes in the lock.
 
-    A file that differs from what was generated last is kept, and the finding `project.file.edited` shows how it
-    differs from what it would be now. A method, task, base and quantisation that do not go together are refused: then
-    no file is written, and findings say why. If anything changes, the last check's digest is void. Raises
-    PeftsmithError for a plan that cannot be rendered, a full disk, or a folder in a file's place; then every file is
-    as before.
+    A file that a person has edited keeps the edits: lines that the plan changes meanwhile are merged in, and
+    `project.file.edited` shows how the file differs from a generated one. Where both change the same lines, no file is
+    written at all, and `project.file.conflict` shows the places. A method, task, base and quantisation that do not go
+    together are refused: then no file is written, and findings say why. If anything changes, the last check's digest
+    is void. Raises PeftsmithError for a plan that cannot be rendered, a full disk, or a folder in a file's place; then
+    every file is as before.
     """
     plan_text = files.read_text(project / plan.PLAN_FILE)
     wanted_plan = plan.parse(plan_text)
@@ -49,18 +45,20 @@ def generate(project: Path) -> Written:
     if any(each.severity == "error" for each in refused):
         return Written([], refused)
     rendered = render.render(wanted_plan, before)
-    actions = {name: _action(project / name, text, before.files.get(name)) for name, text in rendered.items()}
-    after = before.model_copy(
-        update={
-            "plan_sha256": files.sha256_text(plan_text),
-            "files": {name: files.sha256_text(text) for name, text in rendered.items()},
-        }
+    kept = regenerate.last(project, before.files)
+    fates = {
+        name: regenerate.decide(project / name, text, kept.get(name), before.files.get(name))
+        for name, text in rendered.items()
+    }
+    lying = {name: _for_notebook(fates[name].text, text) for name, text in rendered.items()}
+    rendered[notebook.FILE] = notebook.build(lying, wanted_plan, before)
+    fates[notebook.FILE] = regenerate.decide(
+        project / notebook.FILE, rendered[notebook.FILE], kept.get(notebook.FILE), before.files.get(notebook.FILE)
     )
-    new = {name: rendered[name] for name, action in actions.items() if action == "written"}
-    if new or after != before:
-        after = after.model_copy(update={"checked": {}, "digest": None})
-        _replace_all(project, new, after)
-    findings = [_edited(project / name, name, rendered[name]) for name, action in actions.items() if action == "kept"]
+    findings = [fate.finding for _, fate in sorted(fates.items()) if fate.finding is not None]
+    if any(fate.action == "refused" for fate in fates.values()):
+        return Written([], [*(each for each in findings if each.severity == "error"), *refused])
+    _put(project, plan_text, before, rendered, kept, fates)
     findings += [
         finding("project.file.stale", f"{name} belongs to an earlier plan and was left where it is", file=name)
         for name in sorted(before.files.keys() - rendered.keys())
@@ -69,19 +67,42 @@ def generate(project: Path) -> Written:
     if "evaluate.py" not in rendered:
         findings.append(finding("project.evaluate.no_rows"))
     findings += [*refused, *_stale(wanted_plan, before)]
-    listed = [{"path": name, "action": str(action)} for name, action in sorted(actions.items())]
+    listed = [{"path": name, "action": str(fate.action)} for name, fate in sorted(fates.items())]
     return Written(listed, findings)
 
 
-def _action(path: Path, text: str, generated: str | None) -> Action:
-    if path.is_dir():
-        raise PeftsmithError("A folder is in the place of a file", value=str(path), next_step="Move it elsewhere.")
-    if not path.exists():
-        return "written"
-    present = files.sha256_file(path)
-    if present == files.sha256_text(text):
-        return "unchanged"
-    return "written" if present == generated else "kept"
+def _for_notebook(lying: str | None, generated: str) -> str:
+    """The text that the notebook takes of a file: as it lies there, unless it cannot be read or holds a credential,
+    which must not be spread any further."""
+    return generated if lying is None or find_in_text(lying) else lying
+
+
+def _put(
+    project: Path,
+    plan_text: str,
+    before: lock.Lock,
+    rendered: Mapping[str, str],
+    kept: Mapping[str, str],
+    fates: Mapping[str, regenerate.Fate],
+) -> None:
+    """Write what changes; a check's digest is void when anything but the memory of generated texts does."""
+    after = before.model_copy(
+        update={
+            "plan_sha256": files.sha256_text(plan_text),
+            "files": {name: files.sha256_text(text) for name, text in rendered.items()},
+        }
+    )
+    new = {
+        name: fate.text
+        for name, fate in fates.items()
+        if fate.action in ("written", "merged") and fate.text is not None
+    }
+    if new or after != before:
+        after = after.model_copy(update={"checked": {}, "digest": None})
+    if kept != rendered:
+        new[regenerate.GENERATED] = regenerate.to_keep(rendered)
+    if new or after != before:
+        _replace_all(project, new, after)
 
 
 def _replace_all(project: Path, texts: Mapping[str, str], after: lock.Lock) -> None:
@@ -110,24 +131,6 @@ def _replace_all(project: Path, texts: Mapping[str, str], after: lock.Lock) -> N
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(stage)
-
-
-def _edited(path: Path, name: str, text: str) -> Finding:
-    try:
-        present = files.read_text(path)
-    except PeftsmithError as error:
-        return finding("project.file.edited", f"{name} was changed by hand and is kept: {error.cause}", file=name)
-    difference = "".join(
-        difflib.unified_diff(
-            text.splitlines(keepends=True), present.splitlines(keepends=True), f"{name} (generated)", f"{name} (kept)"
-        )
-    )
-    return finding(
-        "project.file.edited",
-        f"{name} was changed by hand and is kept",
-        file=name,
-        diff=files.clean(redact(difference), _LONGEST_DIFF),
-    )
 
 
 def _stale(wanted: plan.FineTunePlan, locked: lock.Lock) -> list[Finding]:

@@ -31,6 +31,11 @@ def torch_version() -> str:
     return TORCH
 
 
+def pinned() -> str:
+    """All shipped pins, one package with its hashes after the other."""
+    return "".join(block for _, block in _pins())
+
+
 def for_plan(plan: FineTunePlan) -> str:
     """The text of requirements.txt; PeftsmithError when the shipped pins are damaged."""
     unneeded: set[str] = set()

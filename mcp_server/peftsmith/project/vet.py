@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from peftsmith import files, lock, plan, secrets
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
-from peftsmith.project import calls, settings, signatures
+from peftsmith.project import calls, notebook, settings, signatures
 
 if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
@@ -69,7 +69,9 @@ def vet(project: Path, environment: Environment | None) -> list[Finding]:
     findings += _lint(project, [path for path in scripts if path.name in parsed])
     findings += signatures.check(parsed, environment)
     findings += settings.drift(project, wanted)
-    findings += _secrets(project, {*locked.files, plan.PLAN_FILE, lock.LOCK_FILE, *(path.name for path in scripts)})
+    named = {*locked.files, plan.PLAN_FILE, lock.LOCK_FILE, *(path.name for path in scripts)}
+    findings += _secrets(project, named - {notebook.FILE})
+    findings += notebook.judge(project)
     findings += _ignore_files(project)
     findings += _data(project, wanted)
     return findings
@@ -175,12 +177,17 @@ def _ignore_files(project: Path) -> Iterator[Finding]:
             yield finding("project.gitignore.env_exposed", exposed=exposed)
     example = project / ".env.example"
     if example.is_file():
+        told = ""  # the comment above, down to the next empty line
         for number, line in enumerate(files.read_text(example).splitlines(), start=1):
+            told = f"{told}{line}" if line.lstrip().startswith("#") else "" if not line.strip() else told
             name, equals, value = line.partition("=")
             secret = re.search(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL", name, re.IGNORECASE)
             if equals and secret and not line.lstrip().startswith("#") and not _PLACEHOLDER.fullmatch(value.strip()):
                 message = f".env.example line {number}: the value is no placeholder"
                 yield finding("project.env_example.no_placeholder", message, line=number)
+            if equals and secret and not line.lstrip().startswith("#") and "https://" not in told:
+                message = f".env.example line {number} does not say where to get {files.clean(name.strip(), 60)}"
+                yield finding("project.env_example.no_source", message, line=number)
 
 
 def _ignored(name: str, patterns: list[str]) -> bool:
