@@ -112,6 +112,8 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
         return
     yield from _targets(plan, model_type)
     known = methods.method(plan.method.peft_type)
+    if plan.task_type not in known.tasks:
+        return  # refused already, whatever the architecture
     if model_type in known.fails_on or (known.only_on and model_type not in known.only_on):
         message = f"{known.name} does not work on {model_type} models."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
