@@ -60,6 +60,9 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         if clashes:
             message = f"target_parameters does not go with {' or '.join(clashes)}."
             yield finding("plan.method.parameters", message, options=clashes)
+    if method.config.get("init_lora_weights") == "eva" and plan.task_type != "CAUSAL_LM":
+        message = "The scripts start EVA from the rows of a language model only."
+        yield finding("plan.method.option", message, option="init_lora_weights")
     if known.name == "ADALORA":
         start = method.rank or known.fields["init_r"]["default"]
         end = method.config.get("target_r", known.fields["target_r"]["default"])
@@ -94,8 +97,9 @@ def _quantization(plan: FineTunePlan) -> Iterator[Finding]:
         yield finding(
             "plan.method.parameters", "target_parameters are not quantised and cannot be adapted in 4 or 8 bits."
         )
-    if str(method.config.get("init_lora_weights", "")).startswith("loftq"):
-        message = "LoftQ quantises a 16-bit base by itself; it cannot start from a quantised one."
+    init = str(method.config.get("init_lora_weights", ""))
+    if init.startswith(("loftq", "pissa")):
+        message = f"{init} decomposes a 16-bit base; it cannot start from a quantised one."
         yield finding("plan.method.option", message, option="init_lora_weights")
 
 
@@ -108,6 +112,8 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
         return
     yield from _targets(plan, model_type)
     known = methods.method(plan.method.peft_type)
+    if plan.task_type not in known.tasks:
+        return  # refused already, whatever the architecture
     if model_type in known.fails_on or (known.only_on and model_type not in known.only_on):
         message = f"{known.name} does not work on {model_type} models."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
