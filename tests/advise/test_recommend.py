@@ -1,6 +1,8 @@
 """Recommended values, field by field, on models of realistic sizes."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from peftsmith import plan
 from peftsmith.advise import recommend, rules
@@ -175,3 +177,43 @@ def test_a_classifier_on_an_encoder_leaves_names_to_peft(bodies):
     advice = recommend.recommend(bodies["bert"], Rows(5000, 64, 5000), L4, Intent(task="sequence_classification"))
     assert advice.method["target_modules"] == "all-linear"
     assert advice.fit.request.task == "classification"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "tiny"])
+def test_a_recommended_pretraining_raises_no_alarm_of_its_own_rules(bodies, name):
+    advice = recommend.recommend(bodies[name], MANY, A100, Intent(task="continued_pretraining"))
+    data = {"train": "data/train.jsonl", "test": "data/test.jsonl", "format": "text"}
+    made = as_plan(advice, task="continued_pretraining", data=data)
+    alarms = {each.id for each in rules.check(made, bodies[name]) if each.severity in ("error", "warning")}
+    assert alarms <= ({"model.targets.share_too_high"} if name == "tiny" else set())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 10**6),
+    longest=st.none() | st.integers(1, 40_000),
+    loss=st.none() | st.integers(1, 10**11),
+    gib=st.floats(0.5, 300.0),
+    capability=st.none() | st.tuples(st.integers(6, 12), st.integers(0, 9)),
+    goal=st.sampled_from([None, "style", "knowledge", "changing_facts"]),
+    forgetting=st.sampled_from([None, "little", "any"]),
+    method=st.sampled_from([None, "lora", "qlora", "ia3", "vera", "prompt_tuning"]),
+    name=st.sampled_from(["llama", "mixtral", "gemma"]),
+)
+def test_any_rows_device_and_wishes_give_a_valid_plan_whose_reasons_are_its_values(
+    bodies, rows, longest, loss, gib, capability, goal, forgetting, method, name
+):
+    device = Device("cuda", gib, capability)
+    intent = Intent(goal=goal, forgetting=forgetting, method=method)
+    advice = recommend.recommend(bodies[name], Rows(rows, longest, loss), device, intent)
+    made = as_plan(advice)
+    flat = plan.flatten(made)
+    for field, reason in advice.why.items():
+        assert flat[field] == reason.value, field
+        assert "None" not in reason.reason.split(), (field, reason.reason)
+    assert made.training.max_length <= bodies[name].max_positions
+    assert made.training.batch_size * made.training.gradient_accumulation in (8, 16)
+    told = "advise.memory.does_not_fit" in {each.id for each in advice.findings}
+    assert told is (advice.fit.estimate.device.high > gib * (1 << 30))
+    errors = {each.id for each in rules.check(made, bodies[name]) if each.severity == "error"}
+    assert errors == set()

@@ -179,24 +179,34 @@ def _places(anatomy: Anatomy, preset: str, facts: Mapping[str, Any]) -> tuple[An
 
 
 def _ranks(anatomy: Anatomy, rows: Rows, fields: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: fields[name] for name in ("target_modules", "target_parameters") if fields.get(name)}
-    per_rank, narrowest = anatomy.once(("advise.ranks", repr(plain)), lambda: _per_rank(anatomy, plain))
-    most = LARGEST_SHARE / (1 - LARGEST_SHARE) * anatomy.parameters / per_rank
-    ranks = [rank for rank in RANKS if rank <= min(narrowest, most)] or [RANKS[0]]
+    per_rank, _ = _per_rank(anatomy, fields)
+    highest = highest_rank(anatomy, fields)
     least = -(-(rows.loss_tokens or 0) // per_rank)
     wanted = next((rank for rank in RANKS if rank >= max(USUAL_RANK, least)), RANKS[-1])
     return {
         "per_rank": per_rank,
         "least_rank": least,
-        "highest_rank": ranks[-1],
-        "capacity_rank": min(wanted, ranks[-1]),
-        "usual_rank": min(USUAL_RANK, ranks[-1]),
-        "style_rank": min(wanted, STYLE_RANK, ranks[-1]),
+        "highest_rank": highest,
+        "capacity_rank": min(wanted, highest),
+        "usual_rank": min(USUAL_RANK, highest),
+        "style_rank": min(wanted, STYLE_RANK, highest),
     }
+
+
+def highest_rank(anatomy: Anatomy, fields: Mapping[str, Any]) -> int:
+    """The highest of RANKS that is no wider than what is adapted and trains a tenth of all parameters at most."""
+    per_rank, narrowest = _per_rank(anatomy, fields)
+    most = LARGEST_SHARE / (1 - LARGEST_SHARE) * anatomy.parameters / per_rank
+    return max((rank for rank in RANKS if rank <= min(narrowest, most)), default=RANKS[0])
 
 
 def _per_rank(anatomy: Anatomy, fields: Mapping[str, Any]) -> tuple[int, int]:
     """(parameters that a rank of one adds, the narrowest width of an adapted module)."""
+    plain = {name: fields[name] for name in ("target_modules", "target_parameters") if fields.get(name)}
+    return anatomy.once(("advise.ranks", repr(plain)), lambda: _widths(anatomy, plain))
+
+
+def _widths(anatomy: Anatomy, fields: Mapping[str, Any]) -> tuple[int, int]:
     from peftsmith.model import reach, targets
 
     sizes = targets.adaptable(anatomy)

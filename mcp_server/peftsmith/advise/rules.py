@@ -32,7 +32,6 @@ MOST_DROPOUT = 0.3
 MOST_DECAY = 0.2
 TIGHTEST_CLIPPING, LOOSEST_CLIPPING = 0.05, 10.0
 SHORTEST_ROWS = 64
-LEAST_RANK_OF_PRETRAINING = 64
 _MOST_LABELS = 50
 _QUANTISED_COPY = re.compile(r"[-_.](bnb-)?(4|8)bit\b|[-_.](gptq|awq|gguf|bnb|int4|int8)\b", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -107,12 +106,6 @@ def _full(plan: FineTunePlan) -> Seen:
     return seen(plan.method.full, severity="info" if pretraining else "warning", reason=plan.method.reason)
 
 
-def _pretraining_rank(plan: FineTunePlan) -> Seen:
-    method = plan.method
-    low = method.peft_type == "LORA" and (method.rank or 0) < LEAST_RANK_OF_PRETRAINING
-    return seen(plan.task == "continued_pretraining" and low, rank=method.rank, least=LEAST_RANK_OF_PRETRAINING)
-
-
 def _clipping(plan: FineTunePlan) -> Seen:
     norm = plan.training.max_grad_norm
     return seen(not TIGHTEST_CLIPPING <= norm <= LOOSEST_CLIPPING, max_grad_norm=norm)
@@ -169,7 +162,6 @@ RULES: Mapping[str, Rule] = {
     "plan.max_length.short": lambda p: seen(p.training.max_length < SHORTEST_ROWS, max_length=p.training.max_length),
     "plan.dropout.high": lambda p: seen((p.method.dropout or 0) > MOST_DROPOUT, dropout=p.method.dropout),
     "plan.full.instead_of_adapter": _full,
-    "plan.rank.low_for_pretraining": _pretraining_rank,
     "plan.quantization.fp4": lambda p: seen(p.method.quantization and p.method.quantization.type == "fp4"),
     "plan.quantization.single": lambda p: seen(
         p.method.quantization and p.method.quantization.bits == 4 and not p.method.quantization.double

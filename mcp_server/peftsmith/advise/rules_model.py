@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from peftsmith.advise.facts import OVERFLOW_FP16
+from peftsmith.advise.facts import OVERFLOW_FP16, highest_rank
 from peftsmith.finding import Finding, finding
 from peftsmith.plan import FineTunePlan
 from peftsmith.plan_method import Method
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Methods that adapt the same modules as LoRA, so that the same judgement of targets holds.
 LORA_TARGETS = ("LORA", "ADALORA", "DELORA", "HIRA", "LOHA", "LOKR", "MISS", "RANDLORA", "VERA")
 LEAST_RANK, LEAST_RANK_FROM = 4, 10_000_000  # below so many parameters a low rank is a large share
+LEAST_RANK_OF_PRETRAINING = 64  # or the highest that the model takes
 # Fields of a config that say which modules are reached.
 _PLACES = (
     "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
@@ -46,13 +47,22 @@ def _targets(plan: FineTunePlan, anatomy: Anatomy) -> list[Finding]:
         return [finding("plan.targets.unchecked", model_type=anatomy.model_type)]
     fields: dict[str, Any] = {"target_modules": method.target_modules or []}
     fields |= {name: method.config[name] for name in _PLACES if method.config.get(name)}
+    found = list(_rank(plan, anatomy, fields)) if method.peft_type == "LORA" else []
     # A planner asks the same of many plans that differ in other fields.
-    found = list(anatomy.once(("advise.targets", repr(fields), method.rank), lambda: _reached(anatomy, fields, method)))
-    if method.peft_type == "LORA" and (method.rank or 0) < LEAST_RANK and anatomy.parameters >= LEAST_RANK_FROM:
-        found.append(finding("plan.rank.very_low", rank=method.rank, least=LEAST_RANK))
+    found += anatomy.once(("advise.targets", repr(fields), method.rank), lambda: _reached(anatomy, fields, method))
     found = [each for each in found if plan.task_type not in _OTHER_HEAD or each.id not in _OF_HEADS]
     # A plan's rank follows from its data: a share of some per cent is then worth knowing and no fault.
     return [replace(each, severity="info") if each.id == "model.targets.share_high" else each for each in found]
+
+
+def _rank(plan: FineTunePlan, anatomy: Anatomy, fields: dict[str, Any]) -> Iterator[Finding]:
+    rank = plan.method.rank or 0
+    if rank < LEAST_RANK and anatomy.parameters >= LEAST_RANK_FROM:
+        yield finding("plan.rank.very_low", rank=rank, least=LEAST_RANK)
+    if plan.task == "continued_pretraining":
+        least = min(LEAST_RANK_OF_PRETRAINING, highest_rank(anatomy, fields))
+        if rank < least:
+            yield finding("plan.rank.low_for_pretraining", rank=rank, least=least)
 
 
 def _reached(anatomy: Anatomy, fields: dict[str, Any], method: Method) -> list[Finding]:
