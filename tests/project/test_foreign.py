@@ -70,6 +70,15 @@ def values(text: str, **modules: str) -> dict[str, object]:
         ("LoraConfig(r=8 if not False else 9)", 8),
         ("def f():\n    if 1 == 1:\n        return 8\n    return 9\nLoraConfig(r=f())", 8),
         ("def main():\n    LoraConfig(r=8)\nif __name__ == '__main__':\n    main()", 8),
+        ("class C:\n    def __init__(self, r):\n        self.r = r\nLoraConfig(r=C(8).r)", 8),
+        (
+            "class C:\n    def set(self):\n        self.r = 8\n    def get(self):\n        return self.r\n"
+            "c = C()\nc.set()\nLoraConfig(r=c.get())",
+            8,
+        ),
+        ("class C:\n    @staticmethod\n    def r(x):\n        return x\nLoraConfig(r=C().r(8))", 8),
+        ("class C(LoraConfig):\n    pass\nC(r=8)", 8),
+        ("class A:\n    r = 8\nclass B(A):\n    pass\nLoraConfig(r=B().r)", 8),
         ("import helpers\nLoraConfig(r=helpers.RANK)", 8),
         ("from helpers import RANK as r\nLoraConfig(r=r)", 8),
         ("import os\nLoraConfig(r=int(os.environ.get('R', '8')))", 8),
@@ -259,6 +268,14 @@ def test_against_the_installed_libraries_clean_cases_stay_clean_and_unknown_argu
             (tmp_path / item.path).write_bytes((path / item.source).read_bytes())
         look = check.look(tmp_path / case.files[0].path, environment)
         assert [each.to_json() for each in look.findings if each.severity in ("error", "warning")] == [], path.name
+    # TRL's own scripts, which run with the TRL that they came with
+    installed = Path(training_python).parent.parent / "lib"
+    scripts = next(installed.glob("*/site-packages/trl/scripts"))
+    own = [scripts / f"{name}.py" for name in ("sft", "dpo", "grpo", "reward")]
+    for path in own:
+        look = check.look(path, environment)
+        assert [each.to_json() for each in look.findings if each.severity in ("error", "warning")] == [], path.name
+        assert look.seen["trainers"] and "script.unread.value" in ids(look)  # their arguments come from outside
     look = check.look(tmp_path / "train.py", environment)
     assert look.seen["compared_with"]["trl"] == environment.versions["trl"]
     text = (

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from peftsmith import files
 from peftsmith.finding import Finding, finding
 from peftsmith.project import calls, requirements, signatures
-from peftsmith.project.foreign import dangers, facts, patch, rules, source, trace, values
+from peftsmith.project.foreign import dangers, facts, patch, rules, rules_calls, source, trace, values
 
 if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
@@ -69,8 +69,9 @@ def look(path: Path, environment: Environment | None) -> Look:
     found += _unsloth(known)
     found += [each for home in walked.sources for each in _undefined(home)]
     found += rules.judge(known)
+    found += rules_calls.judge(known)
     found += dangers.judge(known, versions)
-    seen = rules.models_and_data(known)
+    seen = rules_calls.models_and_data(known)
     diffs = [patch.diff(home, known.sites) for home in walked.sources]
     return Look(
         _once(found),

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from peftsmith.project.foreign import objects
+from peftsmith.project.foreign.operators import binary, boolean, compare, joined, unary
 from peftsmith.project.foreign.source import Source, Unread
 from peftsmith.project.foreign.values import (
     Either,
@@ -29,8 +30,6 @@ from peftsmith.project.foreign.values import (
     either,
     options,
     plain,
-    possibly,
-    surely,
 )
 
 _DYNAMIC = {"eval", "exec", "compile", "__import__"}
@@ -111,13 +110,13 @@ class Evaluator(ABC):
                 known = all(isinstance(part, (str, int, float)) for part in parts)
                 return Known("".join(map(str, parts))) if known else Unknown("a computed text")
             case ast.UnaryOp(op=op, operand=operand):
-                return _unary(op, self.value(operand, frame))
+                return unary(op, self.value(operand, frame))
             case ast.BinOp(left=left, op=op, right=right):
-                return _binary(op, self.value(left, frame), self.value(right, frame))
+                return binary(op, self.value(left, frame), self.value(right, frame))
             case ast.BoolOp(op=op, values=values):
-                return _boolean(op, [self.value(each, frame) for each in values])
+                return boolean(op, [self.value(each, frame) for each in values])
             case ast.Compare(left=left, ops=[op], comparators=[right]):
-                return _compare(op, self.value(left, frame), self.value(right, frame))
+                return compare(op, self.value(left, frame), self.value(right, frame))
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 known_test = self.value(test, frame)
                 one, other = self.value(body, frame), self.value(orelse, frame)
@@ -145,7 +144,10 @@ class Evaluator(ABC):
         if isinstance(owner, Ref):
             return Ref(f"{owner.name}.{attr}")
         if isinstance(owner, Record):
-            return owner.values.get(attr, Unknown(f".{attr} is not set in what was read"))
+            found_here = owner.values.get(attr, Unknown(f".{attr} is not set in what was read"))
+            if isinstance(found_here, Function) and owner.kind == "instance" and _takes_owner(found_here):
+                return Function(found_here.node, found_here.names, found_here.source, owner)
+            return found_here
         if isinstance(owner, Thing):
             return owner.state.get(attr) or Field(owner, attr)
         return Unknown(f".{attr} of {owner.why}" if isinstance(owner, Unknown) else f".{attr}")
@@ -207,8 +209,8 @@ class Evaluator(ABC):
     ) -> Value:
         if isinstance(target, Function):
             return self.enter(target, args, keywords, unknown=opened)
-        if isinstance(target, Record):  # an instance of a class of settings
-            return Record({**target.values, **keywords}, open=True)
+        if isinstance(target, Record):
+            return self.instance(target, node, args, keywords, opened, frame)
         receiver: Thing | None = None
         if isinstance(target, Ref):
             name = target.name
@@ -229,6 +231,22 @@ class Evaluator(ABC):
         if name == "importlib.import_module" or name.startswith("runpy."):
             self.unread(frame, node, f"{name} brings in code that was not read")
         return objects.result(site)
+
+    def instance(
+        self, kind: Record, node: ast.Call, args: list[Value], keywords: Names, opened: bool, frame: Frame
+    ) -> Value:
+        """An object of a class of the script: its settings, or an object of the library's class that it extends."""
+        start = kind.values.get("__init__")
+        if kind.base is not None and kind.base.name.endswith("Trainer") and start is not None:
+            self.unread(
+                frame, node, f"a class that extends {kind.base.name} with an __init__ of its own was not judged"
+            )
+        if kind.base is not None and start is None:
+            return self.call_of(kind.base, node, args, keywords, opened, frame)
+        made = Record({**kind.values, **({} if isinstance(start, Function) else keywords)}, open=True, kind="instance")
+        if isinstance(start, Function):
+            self.enter(Function(start.node, start.names, start.source, made), args, keywords, unknown=opened)
+        return made
 
     def builtin(self, node: ast.Call, args: list[Value], keywords: Names, opened: bool, frame: Frame) -> Value:
         assert isinstance(node.func, ast.Name)
@@ -255,57 +273,6 @@ class Evaluator(ABC):
         return Unknown(f"the result of {name}()")
 
 
-def joined(values: list[Value]) -> Value:
-    if not values:
-        return Unknown("a result that was not found")
-    made = values[0]
-    for each in values[1:]:
-        made = either(made, each)
-    return made
-
-
-def _unary(op: ast.unaryop, operand: Value) -> Value:
-    if isinstance(operand, Known):
-        if isinstance(op, ast.Not):
-            return Known(not operand.value)
-        if isinstance(op, ast.USub) and isinstance(operand.value, (int, float)):
-            return Known(-operand.value)
-    return Unknown()
-
-
-def _binary(op: ast.operator, left: Value, right: Value) -> Value:
-    one, other = plain(left), plain(right)
-    if isinstance(op, ast.Add) and isinstance(left, Many) and isinstance(right, Many):
-        return Many((*left.items, *right.items))
-    if isinstance(op, ast.Add) and isinstance(one, str) and isinstance(other, str):
-        return Known(one + other)
-    numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
-    if numbers and isinstance(op, (ast.Add, ast.Sub, ast.Mult)):
-        return Known(
-            one + other if isinstance(op, ast.Add) else one - other if isinstance(op, ast.Sub) else one * other
-        )
-    if numbers and other and isinstance(op, ast.Div):
-        return Known(one / other)
-    if isinstance(op, ast.Div) and isinstance(left, (Thing, Known)) and isinstance(other, str):
-        folder = plain(left.site.args[0]) if isinstance(left, Thing) and left.site.args else one
-        return Known(f"{folder}/{other}") if isinstance(folder, str) else Unknown("a computed path")
-    return Unknown()
-
-
-def _boolean(op: ast.boolop, values: list[Value]) -> Value:
-    decisive = isinstance(op, ast.Or)
-    for each in values[:-1]:
-        if isinstance(each, Known) and bool(each.value) == decisive:
-            return each
-        if not isinstance(each, Known):
-            return Unknown()
-    return values[-1]
-
-
-def _compare(op: ast.cmpop, left: Value, right: Value) -> Value:
-    if isinstance(left, Known) and isinstance(right, Known):
-        if isinstance(op, (ast.Eq, ast.Is)):
-            return Known(surely(left, right.value))
-        if isinstance(op, (ast.NotEq, ast.IsNot)):
-            return Known(not possibly(left, right.value))
-    return Unknown()
+def _takes_owner(function: Function) -> bool:
+    decorators = [] if isinstance(function.node, ast.Lambda) else function.node.decorator_list
+    return not any(isinstance(each, ast.Name) and each.id == "staticmethod" for each in decorators)

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from peftsmith.advise import rules as advice
+from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
 from peftsmith.project.foreign import objects
 from peftsmith.project.foreign.evaluate import Trace
@@ -93,6 +94,11 @@ class Facts:
 def gather(trace: Trace, pins: dict[str, str]) -> Facts:
     """The facts of a walked script; `pins` are versions that it installs itself."""
     return Facts(trace, trace.sites, [_loop(site) for site in trace.sites if is_trainer(site)], _multi(trace), pins)
+
+
+def at(site: Site, id_: str, message: str, **evidence: Any) -> Finding:
+    """A finding about a call, with its place."""
+    return finding(id_, f"{site.where()}: {message}", **site.source.place(site.line), **evidence)
 
 
 def is_trainer(site: Site) -> bool:

@@ -1,14 +1,13 @@
-"""Rules about what goes together in a training script: each gives findings with the line, or nothing.
+"""Rules about what a trainer is given: each gives findings with the line, or nothing.
 
-Knows: the pairs of docs/findings.md's failure table that can be seen in a script (rows 1, 3, 8, 13, 18, 20-34, 37).
-Does not know: security, packages and shells (dangers.py), or single names (signatures.py).
+Knows: the pairs of docs/findings.md's failure table that meet in a trainer (rows 1, 8, 21, 22, 27-29, 32, 34).
+Does not know: loads, adapters and merges by themselves (rules_calls.py), security (dangers.py), names (signatures.py).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
@@ -18,10 +17,10 @@ from peftsmith.project.foreign.facts import (
     Facts,
     Loop,
     adapters_of,
+    at,
     band,
     base_name,
     bits,
-    configs,
     half,
     load_of,
     stage_of,
@@ -30,11 +29,9 @@ from peftsmith.project.foreign.facts import (
 from peftsmith.project.foreign.values import (
     Field,
     Known,
-    Many,
     Record,
     Site,
     Unknown,
-    Value,
     options,
     plain,
     possibly,
@@ -50,7 +47,7 @@ _OVERFLOWS = re.compile(r"gemma|qwen3[-_.]?(moe|\d+b-a\d+b)|glm-?4\.\d.*(moe|air
 
 
 def judge(facts: Facts) -> Iterator[Finding]:
-    """All rules over all trainers, adapters and merges."""
+    """All rules over all trainers."""
     for loop in facts.loops:
         yield from _precision(loop)
         yield from _quantised_full(loop)
@@ -63,22 +60,6 @@ def judge(facts: Facts) -> Iterator[Finding]:
         yield from _distributed(loop, facts)
         yield from _input_gradients(loop, facts)
         yield from _unfollowed(loop)
-    for site in facts.sites:
-        yield from _wrapped_again(site)
-        yield from _merge(site)
-        yield from _added_by_name(site)
-        yield from _optimizer(site)
-        yield from _head(site)
-        yield from _new_tokens(site)
-        yield from _double_bos(site)
-        if objects.is_load(site):
-            yield from _load(site, facts)
-    for site in configs(facts):
-        yield from _parameters(site)
-
-
-def _at(site: Site, id_: str, message: str, **evidence: Any) -> Finding:
-    return finding(id_, f"{site.where()}: {message}", **site.source.place(site.line), **evidence)
 
 
 def _precision(loop: Loop) -> Iterator[Finding]:
@@ -93,10 +74,10 @@ def _precision(loop: Loop) -> Iterator[Finding]:
         uncast = [site for site in loop.adapters if surely(site.get("autocast_adapter_dtype"), False)]
         if (half(load) and (loop.full or uncast)) or (cast and loop.full) or (after and not loop.full):
             why = "the weights that are trained are float16, and fp16=True scales their gradients as well"
-            yield _at(loop.site, "script.precision.fp16_trainables", why)
+            yield at(loop.site, "script.precision.fp16_trainables", why)
         name = base_name(load)
         if name and _OVERFLOWS.search(name):
-            yield _at(loop.site, "script.precision.fp16_overflow", f"fp16=True with {name}", base=name)
+            yield at(loop.site, "script.precision.fp16_overflow", f"fp16=True with {name}", base=name)
 
 
 def _quantised_full(loop: Loop) -> Iterator[Finding]:
@@ -104,23 +85,13 @@ def _quantised_full(loop: Loop) -> Iterator[Finding]:
         load = load_of(model)
         if load is not None and loop.full and bits(load) & {4, 8, "gptq", "awq"}:
             held = f"a base that {load.where()} loads quantised"
-            yield _at(loop.site, "script.quantised.full_tuning", f"{held} is trained without an adapter")
+            yield at(loop.site, "script.quantised.full_tuning", f"{held} is trained without an adapter")
 
 
 def _adapter_twice(loop: Loop) -> Iterator[Finding]:
     if loop.peft and loop.adapters:
         first = loop.adapters[0].where()
-        yield _at(loop.site, "script.adapter.config_again", f"peft_config= for a model that has an adapter ({first})")
-
-
-def _wrapped_again(site: Site) -> Iterator[Finding]:
-    if not objects.is_wrap(site):
-        return
-    for model in things(site.get("model", 0)):
-        before = adapters_of(model)
-        if before:
-            message = f"a second adapter around the one of {before[0].where()}"
-            yield _at(site, "script.adapter.twice", message)
+        yield at(loop.site, "script.adapter.config_again", f"peft_config= for a model that has an adapter ({first})")
 
 
 def _learning_rate(loop: Loop) -> Iterator[Finding]:
@@ -132,6 +103,8 @@ def _learning_rate(loop: Loop) -> Iterator[Finding]:
         return
     rate = loop.argument("learning_rate")
     default = next((DEFAULT_RATES[each.kind] for each in loop.args if each.kind in DEFAULT_RATES), None)
+    if not loop.args and (loop.args_value is None or surely(loop.args_value, None)) and kind == "SFTTrainer":
+        default = DEFAULT_RATES["trl.SFTConfig"]
     if rate is None and default is not None:
         rate = Known(default)
     for each in options(rate):
@@ -143,7 +116,7 @@ def _learning_rate(loop: Loop) -> Iterator[Finding]:
             if not low <= value <= high:
                 said = "set" if loop.argument("learning_rate") is not None else "the default"
                 message = f"learning rate {value:g} ({said}) for {name}, whose range is {low:g} to {high:g}"
-                yield _at(loop.site, "script.learning_rate.outside", message, value=value, range=[low, high])
+                yield at(loop.site, "script.learning_rate.outside", message, value=value, range=[low, high])
 
 
 def _packing(loop: Loop) -> Iterator[Finding]:
@@ -158,7 +131,7 @@ def _packing(loop: Loop) -> Iterator[Finding]:
             continue
         if possibly(load.get("use_flash_attention_2"), True):
             continue
-        yield _at(loop.site, "script.packing.attention", f"packing=True, and {load.where()} sets no flash attention")
+        yield at(loop.site, "script.packing.attention", f"packing=True, and {load.where()} sets no flash attention")
 
 
 def _prefix(loop: Loop) -> Iterator[Finding]:
@@ -169,7 +142,7 @@ def _prefix(loop: Loop) -> Iterator[Finding]:
     by_method = any(_enables(site) for model in loop.model for each in model.chain() for site in each.later)
     if by_default or by_method or possibly(value, True):
         how = "SFTConfig turns checkpointing on by default" if by_default else "checkpointing is on"
-        yield _at(loop.site, "script.prefix.checkpointing", f"prefix tuning, and {how}")
+        yield at(loop.site, "script.prefix.checkpointing", f"prefix tuning, and {how}")
 
 
 def _enables(site: Site) -> bool:
@@ -189,7 +162,7 @@ def _padding(loop: Loop) -> Iterator[Finding]:
                 end = [each for each in options(value) if isinstance(each, Field) and each.name.startswith("eos_token")]
                 if end:
                     message = f"{name} is the end-of-sequence token, whose labels this collator masks"
-                    yield _at(collator.site, "script.pad.masks_end", message)
+                    yield at(collator.site, "script.pad.masks_end", message)
                     break
 
 
@@ -198,10 +171,10 @@ def _evaluation(loop: Loop) -> Iterator[Finding]:
     evaluates = any(plain(each) in ("steps", "epoch") for each in options(strategy))
     rows = loop.site.get("eval_dataset")
     if evaluates and (rows is None or surely(rows, None)):
-        yield _at(loop.site, "script.evaluation.no_rows", "evaluation is on, and the trainer gets no eval_dataset")
+        yield at(loop.site, "script.evaluation.no_rows", "evaluation is on, and the trainer gets no eval_dataset")
     never = strategy is None or surely(strategy, "no")
     if never and loop.args and possibly(loop.argument("load_best_model_at_end"), True):
-        yield _at(loop.site, "script.evaluation.no_strategy", "load_best_model_at_end without eval_strategy")
+        yield at(loop.site, "script.evaluation.no_strategy", "load_best_model_at_end without eval_strategy")
 
 
 def _distributed(loop: Loop, facts: Facts) -> Iterator[Finding]:
@@ -213,9 +186,9 @@ def _distributed(loop: Loop, facts: Facts) -> Iterator[Finding]:
     stage = stage_of(loop.argument("deepspeed"))
     if stage == 3:
         if loop.full is False and any(possibly(each, False) for each in reentrant):
-            yield _at(loop.site, "script.checkpointing.zero3", "ZeRO-3 with an adapter and use_reentrant=False")
+            yield at(loop.site, "script.checkpointing.zero3", "ZeRO-3 with an adapter and use_reentrant=False")
     elif facts.multi and any(possibly(each, True) for each in reentrant):
-        yield _at(loop.site, "script.checkpointing.ddp", f"use_reentrant=True in several processes ({facts.multi[0]})")
+        yield at(loop.site, "script.checkpointing.ddp", f"use_reentrant=True in several processes ({facts.multi[0]})")
     fsdp = loop.argument("fsdp")
     if fsdp is not None and not unclear(fsdp) and not any(surely(fsdp, off) for off in (None, False, "")):
         for load in filter(None, map(load_of, loop.model)):
@@ -235,7 +208,7 @@ def _storage(loop: Loop, load: Site) -> Iterator[Finding]:
         known = value is not None and dtype is not None and not unclear(value) and not unclear(dtype)
         if value is None or (known and str(plain(value)).split(".")[-1] != str(plain(dtype)).split(".")[-1]):
             said = "is not set" if value is None else f"is {plain(value)} and dtype {plain(dtype)}"
-            yield _at(loop.site, "script.fsdp.quant_storage", f"FSDP with 4-bit weights: bnb_4bit_quant_storage {said}")
+            yield at(loop.site, "script.fsdp.quant_storage", f"FSDP with 4-bit weights: bnb_4bit_quant_storage {said}")
 
 
 def _input_gradients(loop: Loop, facts: Facts) -> Iterator[Finding]:
@@ -294,144 +267,4 @@ def _unfollowed(loop: Loop) -> Iterator[Finding]:
             missing.append("the adapter's config")
     if missing:
         names = sorted(set(missing))
-        yield _at(loop.site, "script.unread.value", f"not followed, so not judged: {', '.join(names)}", names=names)
-
-
-def _merge(site: Site) -> Iterator[Finding]:
-    if not site.name.endswith((".merge_and_unload", ".merge_adapter")) or site.receiver is None:
-        return
-    load = load_of(site.receiver)
-    if load is not None:
-        held = bits(load)
-        if "gptq" in held:
-            yield _at(site, "script.merge.gptq", f"a merge into GPTQ weights ({load.where()})")
-        elif held & {4, 8}:
-            yield _at(site, "script.merge.quantised", f"a merge into quantised weights ({load.where()})")
-        elif "unknown" in held:
-            message = "whether the base of this merge is quantised was not followed"
-            yield _at(site, "script.unread.value", message, names=["quantization_config"])
-    elif site.name.endswith(".merge_and_unload"):
-        yield _at(site, "script.unread.value", "the base of this merge was not followed", names=["model"])
-    if site.dropped and site.name.endswith(".merge_and_unload"):
-        yield _at(site, "script.merge.result_ignored", "the merged model is the result, which nobody takes")
-
-
-def _added_by_name(site: Site) -> Iterator[Finding]:
-    if site.name == f"{objects.MODEL}.add_adapter" and site.args and isinstance(plain(site.args[0]), str):
-        yield _at(site, "script.adapter.name_first", "add_adapter of a transformers model takes the config first")
-
-
-def _optimizer(site: Site) -> Iterator[Finding]:
-    """An optimiser made before the adapter holds the frozen weights only."""
-    if not objects.is_wrap(site):
-        return
-    for model in things(site.get("model", 0)):
-        for each in model.chain():
-            for called in each.later:
-                if called.name.endswith((".parameters", ".named_parameters")) and _feeds_optimizer(called, site):
-                    yield _at(site, "script.optimizer.before_adapter", f"the optimiser is older ({called.where()})")
-
-
-def _feeds_optimizer(called: Site, wrap: Site) -> bool:
-    text = called.source.lines[called.line - 1] if called.line <= len(called.source.lines) else ""
-    return called.source is wrap.source and called.line < wrap.line and bool(re.search(r"Adam|SGD|optim|Lion", text))
-
-
-def _head(site: Site) -> Iterator[Finding]:
-    if not objects.is_wrap(site) or site.name.startswith("unsloth."):
-        return
-    for model in things(site.get("model", 0)):
-        load = load_of(model)
-        if load is None or "ForSequenceClassification" not in load.name:
-            continue
-        for config in things(site.get("peft_config", 1)):
-            saved = config.site.get("modules_to_save")
-            if config.site.get("task_type") is None and (saved is None or surely(saved, None)):
-                yield _at(
-                    config.site, "script.head.no_task_type", "a classifier's head, and no task_type: it is not saved"
-                )
-
-
-def _new_tokens(site: Site) -> Iterator[Finding]:
-    """Embeddings that are resized for new tokens, under an adapter that does not train them."""
-    if not objects.is_wrap(site):
-        return
-    for model in things(site.get("model", 0)):
-        resized = [
-            called
-            for each in model.chain()
-            for called in each.later
-            if called.name.endswith(".resize_token_embeddings")
-        ]
-        settings = [site] if site.name.startswith("unsloth.") else [c.site for c in things(site.get("peft_config", 1))]
-        for config in settings:
-            trained = [config.get(name) for name in ("modules_to_save", "trainable_token_indices", "target_modules")]
-            text = " ".join(str(plain(each)) for each in trained if each is not None)
-            if resized and not any(map(unclear, trained)) and not re.search(r"embed|wte|\{|\d", text):
-                message = f"{resized[0].where()} adds embeddings, and the adapter trains none"
-                yield _at(config, "script.tokens.untrained", message)
-
-
-def _double_bos(site: Site) -> Iterator[Finding]:
-    if site.name != f"{objects.TOKENIZER}.__call__" or site.get("add_special_tokens") is not None:
-        return
-    for text in things(site.get("text", 0)):
-        if text.kind.endswith(".apply_chat_template") and surely(text.site.get("tokenize"), False):
-            yield _at(
-                site, "script.tokens.double_bos", "text of a chat template is tokenised with special tokens added"
-            )
-
-
-def _load(load: Site, facts: Facts) -> Iterator[Finding]:
-    name = base_name(load)
-    if name and re.search(r"bnb-4bit", name, re.IGNORECASE):
-        yield _at(load, "script.base.quantised_copy", f"the base is {name}, a quantised copy", base=name)
-    trained = [loop for loop in facts.loops for model in loop.model if load_of(model) is load]
-    spread = [each for each in options(load.get("device_map")) if plain(each) in ("auto", "balanced", "sequential")]
-    if spread and trained and facts.multi:
-        yield _at(load, "script.device_map.multi_process", f'device_map="{plain(spread[0])}" ({facts.multi[0]})')
-
-
-def _parameters(config: Site) -> Iterator[Finding]:
-    targets = config.get("target_parameters")
-    if targets is None or surely(targets, None) or isinstance(targets, Unknown):
-        return
-    if isinstance(targets, Many) and not targets.items:
-        return
-    if possibly(config.get("use_dora"), True):
-        yield _at(config, "script.parameters.dora", "use_dora=True with target_parameters")
-    dropout: Value | None = config.get("lora_dropout")
-    numbers = [plain(each) for each in options(dropout)]
-    if any(isinstance(each, (int, float)) and each > 0 for each in numbers):
-        yield _at(config, "script.parameters.dropout", "lora_dropout above 0 with target_parameters")
-
-
-def models_and_data(facts: Facts) -> dict[str, list[dict[str, Any]]]:
-    """Which base models, adapters and data the script names, each with its place; text that is computed is None."""
-    models: dict[str, dict[str, Any]] = {}
-    data: dict[str, dict[str, Any]] = {}
-    for site in facts.sites:
-        value = site.get("pretrained_model_name_or_path", 0)
-        if objects.is_load(site):
-            _noted(models, site, base_name(site))
-        elif objects.is_adapter_load(site):
-            path = plain(site.get("model_id", 1))
-            _noted(models, site, path if isinstance(path, str) else None)
-        elif site.name.startswith("datasets.") and site.name.endswith(("load_dataset", "load_from_disk", "from_json")):
-            named = [plain(value), plain(site.get("name", 1)), plain(site.get("data_files"))]
-            _noted(data, site, " ".join(str(each) for each in named if isinstance(each, (str, list, dict))) or None)
-        elif site.name in ("pandas.read_csv", "pandas.read_json", "pandas.read_parquet"):
-            named_file = plain(site.args[0]) if site.args else None
-            _noted(data, site, named_file if isinstance(named_file, str) else None)
-    for loop in facts.loops:
-        for each in options(loop.model_value):
-            if isinstance(plain(each), str):
-                _noted(models, loop.site, str(plain(each)))
-    return {"models": list(models.values()), "data": list(data.values())}
-
-
-def _noted(found: dict[str, dict[str, Any]], site: Site, text: str | None) -> None:
-    from peftsmith import files
-
-    place = site.source.place(site.line)
-    found.setdefault(f"{text} {place}", {"value": files.clean(text, 200) if text else None, **place})
+        yield at(loop.site, "script.unread.value", f"not followed, so not judged: {', '.join(names)}", names=names)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Mapping
 
-from peftsmith.project.foreign.evaluate import Evaluator, Frame, Names, Trace, joined
+from peftsmith.project.foreign.evaluate import Evaluator, Frame, Names, Trace
+from peftsmith.project.foreign.operators import joined
 from peftsmith.project.foreign.source import Source
 from peftsmith.project.foreign.values import (
     Function,
@@ -223,7 +224,12 @@ class _Walker(Evaluator):
         self.block(node.body, inner)
         own = {name: value for name, value in inner.names.items() if before.get(name) is not value}
         bases = [self.value(base, frame) for base in node.bases]
-        return Record(own, open=bool(bases))
+        base = next((each for each in bases if isinstance(each, Ref)), None)
+        for each in bases:
+            if isinstance(each, Record):  # what a class of the script hands down
+                own = {**each.values, **own}
+                base = base or each.base
+        return Record(own, open=bool(bases), kind="class", base=base)
 
     def bind(self, target: ast.expr, value: Value, frame: Frame) -> None:
         match target:
@@ -260,6 +266,7 @@ class _Walker(Evaluator):
         if self.depth >= _DEEPEST or times > _MOST_TIMES:
             return Unknown(f"a function that was followed {times - 1} times, {self.depth} deep")
         self.entered.add(id(function.node))
+        args = [function.owner, *args] if function.owner is not None else args
         names = dict(function.names)
         parameters = function.node.args
         named = [*parameters.posonlyargs, *parameters.args]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from peftsmith.project.foreign.source import Source
 
@@ -44,19 +44,25 @@ class Many:
 
 @dataclass(eq=False)
 class Record:
-    """A dictionary with plain keys, or the fields of a class or module; `open` when there may be others."""
+    """A dictionary with plain keys, or the fields of a class, an object or a module; `open`: there may be others.
+
+    `base` is the library's class that a class of the script extends.
+    """
 
     values: dict[Any, Value]
     open: bool = False
+    kind: Literal["data", "class", "instance"] = "data"
+    base: Ref | None = None
 
 
 @dataclass(eq=False)
 class Function:
-    """A function of the script, with the names of the place where it is defined."""
+    """A function of the script, with the names of the place where it is defined; `owner` is its first argument."""
 
     node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
     names: dict[str, Value]
     source: Source
+    owner: Record | None = None
 
 
 @dataclass(eq=False)
