@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 from peftsmith import files  # noqa: E402
 from peftsmith.errors import PeftsmithError  # noqa: E402
 from peftsmith.machine import environment as environments  # noqa: E402
-from peftsmith.model import anatomy, memory, precise  # noqa: E402
+from peftsmith.model import anatomy, catalogue, memory, precise, skeleton, source  # noqa: E402
 from peftsmith.worker import client  # noqa: E402
 
 TABLE = Path(__file__).with_suffix(".toml")
@@ -77,8 +77,10 @@ def main() -> int:
     return figure(errors, failed)
 
 
-def body_of(task: str, kind: str, entry: Mapping[str, Any], vocabulary: int) -> anatomy.Anatomy:
-    """The model of an entry of the table."""
+def body_of(
+    task: str, kind: str, entry: Mapping[str, Any], vocabulary: int, environment: environments.Environment | None
+) -> anatomy.Anatomy:
+    """The model of an entry of the table; the real class is asked (`environment`) where the catalogue does not say."""
     config = {
         "model_type": kind,
         "architectures": [architecture(kind, task)],
@@ -88,12 +90,16 @@ def body_of(task: str, kind: str, entry: Mapping[str, Any], vocabulary: int) -> 
     }
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        return anatomy.inspect(folder)
+        opened = source.open_model(folder)
+        found = anatomy.describe(opened)
+        if found.supported or environment is None:
+            return found
+        return anatomy.describe(opened, real=skeleton.exact(config, environment, ARCHITECTURES[task]))
 
 
 def architecture(kind: str, task: str) -> str:
     """The class that the catalogue has for this type and task."""
-    found = anatomy.catalogue.entry(kind, ARCHITECTURES[task])
+    found = catalogue.entry(kind, ARCHITECTURES[task])
     if found is None:
         raise SystemExit(f"the catalogue has no {kind} for {ARCHITECTURES[task]}")
     return str(found["architecture"])
@@ -103,7 +109,7 @@ def one(
     task: str, kind: str, entry: Mapping[str, Any], wanted: Any, environment: environments.Environment
 ) -> dict[str, float | None]:
     """Percent by which the formulas' allocated peak is above the traced one, by setting; None: not traced."""
-    bodies = {size: body_of(task, kind, entry, size) for size in (VOCABULARY, FEW_TOKENS)}
+    bodies = {size: body_of(task, kind, entry, size, environment) for size in (VOCABULARY, FEW_TOKENS)}
     found: dict[str, float | None] = {}
     for name in wanted:
         body = bodies[VOCABULARY if name in WHOLE_VOCABULARY else FEW_TOKENS]

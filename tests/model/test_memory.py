@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
-from peftsmith.model import activations, anatomy, answers, fits, geometry, memory, peak, weights
+from peftsmith.model import anatomy, answers, fits, geometry, memory, peak, weights
 from peftsmith.model.request import Request, with_details
 from tests.model.test_anatomy import LLAMA_3_2_3B
 

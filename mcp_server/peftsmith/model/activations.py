@@ -81,7 +81,7 @@ def _attention(unit: Attention, geo: Geometry, length: int, numbers: Numbers) ->
         key, value = query, max(query, value)  # repeat_kv
     size = numbers.attention
     kept = size * (2 * query + key + value) + FLOAT32 * geo.heads + _around_attention(unit, numbers)
-    if unit.fused and geo.rotary and not repeated:
+    if unit.fused and geo.rotary and not repeated and numbers.wide == size:
         kept += size * (unit.query + unit.key)  # the value is a view, which holds the whole fused output
     if numbers.masked and not numbers.flash:
         kept += size * length

@@ -40,6 +40,11 @@ _NO_SDPA = (
 _NO_FLASH = (*_NO_KERNEL, "t5", "mt5", "umt5", "llama4", "llama4_text", "doge", "t5gemma2")
 # modeling_<type>.py: query and key are made float32 before the eager scores.
 _FLOAT32_SCORES = ("gptj", "codegen", "gpt_neo")
+# Attention and MLP beside each other: by a field of config.json, and the types for which that is so without it.
+_PARALLEL = {
+    "use_parallel_residual": ("gpt_neox", "gptj", "codegen", "phi", "cohere", "cohere2"),
+    "parallel_attn": ("falcon",),
+}
 _RATES = ("resid_pdrop", "hidden_dropout", "hidden_dropout_prob", "dropout", "dropout_rate", "resid_dropout",
           "residual_dropout")  # fmt: skip
 _ATTENTION_RATES = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "attn_dropout", "dropout_rate")
@@ -50,7 +55,8 @@ class Geometry:
     """Heads of the text model, and what config.json and the class say of attention and activation functions.
 
     `dropout` on the residual stream, `attention_dropout` on probabilities; `sdpa` and `flash`: the class has these
-    kernels; `softcap`, `logit_softcap`: scores, logits go through a tanh; `float32_scores`: eager scores are worked out in float32.
+    kernels; `softcap`, `logit_softcap`: scores, logits go through a tanh; `float32_scores`: eager scores are worked out
+    in float32; `parallel`: the MLP reads what attention reads.
     """
 
     heads: int
@@ -65,6 +71,7 @@ class Geometry:
     flash: bool = True
     softcap: bool = False
     logit_softcap: bool = False
+    parallel: bool = False
     float32_scores: bool = False
 
 
@@ -99,6 +106,7 @@ def geometry(config: Mapping[str, Any], *, heads: int, kv_heads: int, head_dim: 
         logit_softcap=isinstance(text.get("final_logit_softcapping", 30.0 if kind == "gemma2" else None), int | float),
         softcap=isinstance(text.get("attn_logit_softcapping", 50.0 if kind == "gemma2" else None), int | float),
         float32_scores=kind in _FLOAT32_SCORES,
+        parallel=any(text.get(name, kind in kinds) is True for name, kinds in _PARALLEL.items()),
     )
 
 

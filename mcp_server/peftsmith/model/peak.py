@@ -16,7 +16,7 @@ from peftsmith.model.blocks import Block
 from peftsmith.model.geometry import Geometry
 from peftsmith.model.modules import Module, Skeleton
 from peftsmith.model.request import Request
-from peftsmith.model.roles import ATTENTION, role
+from peftsmith.model.roles import ATTENTION, MLP, role
 
 Terms = dict[str, int]
 Ways = Mapping[tuple[str, ...], list[int]]
@@ -88,8 +88,22 @@ def passes(job: Job) -> list[Pass]:
             own = sum(cost.saved_per_token - cost.shared_input_per_token for cost in costs.values())
             per_token = plain + own + _shared_inputs(costs)
             kept = int(tokens * per_token) + sum(cost.saved for cost in costs.values())
-            found.append(Pass(len(numbers), tokens, body.hidden, kept, _temporary(job, body, tokens, length, costs)))
+            temporary = _temporary(job, body, tokens, length, costs)
+            first = _first(job, body, numbers, adapted)
+            if first:  # its MLP has nothing to hand a gradient to
+                less = int(tokens * activations.freed_before_attention(body, job.geometry, job.numbers))
+                found.append(Pass(1, tokens, body.hidden, kept - less, temporary))
+            found.append(Pass(len(numbers) - first, tokens, body.hidden, kept, temporary))
     return found
+
+
+def _first(job: Job, body: Block, numbers: list[int], adapted: tuple[str, ...]) -> bool:
+    """Whether the model's first block is among these, and autograd leaves its MLP out: with a frozen base its input
+    wants no gradient (but with checkpointing, for which PEFT asks for one), so an MLP beside attention, and not behind
+    it, keeps nothing unless it is adapted itself."""
+    if job.request.gradient_checkpointing or job.numbers.trained or not job.geometry.parallel:
+        return False
+    return body is job.bodies[0] and 0 in numbers and not any(role(f"layers.0.{name}") in MLP for name in adapted)
 
 
 def _temporary(job: Job, body: Block, tokens: int, length: int, costs: Mapping[str, methods.Cost]) -> int:
@@ -97,7 +111,8 @@ def _temporary(job: Job, body: Block, tokens: int, length: int, costs: Mapping[s
     of each of its factors where it is gated; else of the activation's output and input; one less for a trained base,
     whose saved product is gone by then) and of the block's output, or an adapter's own work.
 
-    Adapters on attention run backward when what the MLP kept has been freed.
+    What the last adapter of the MLP keeps of its own is there only while that one runs; adapters on attention run
+    backward when all that the MLP kept has been freed.
     """
     wide = job.numbers.wide
     widest = max((unit.width for unit in body.feed_forward), default=body.hidden)
@@ -105,19 +120,21 @@ def _temporary(job: Job, body: Block, tokens: int, length: int, costs: Mapping[s
     cast = wide == 4 and job.numbers.autocast  # 16-bit copies on both sides of the activation: a third gradient
     gradients = max((3 if unit.gated or cast else 2 for unit in body.feed_forward), default=1) - job.numbers.trained
     gradients = max(gradients, activations.GRADIENTS_OF_ACTIVATION.get(job.geometry.activation, 0))
-    most = wide * tokens * (gradients * widest + body.hidden)
+    gone = sum(cost.shared_input_per_token for name, cost in costs.items() if role(f"layers.0.{name}") == "down")
+    most = int(tokens * (wide * (gradients * widest + body.hidden) - gone))
     if _unpacks(job):  # the weight that the incoming gradient is multiplied with, its product, and an adapter's, whose
         # own input is gone by then
         weight = max((m.inputs * m.outputs for m in body.modules if weights.quantised(m, "nf4")), default=0)
-        gone = sum(cost.shared_input_per_token for name, cost in costs.items() if role(f"layers.0.{name}") == "down")
         most = max(most, int(tokens * (wide * (2 * widest + body.hidden) - gone)) + job.numbers.logit * weight)
     scores = activations.scores_backward(body, job.geometry, length, job.numbers)
     if scores:
         scores -= activations.freed_before_attention(body, job.geometry, job.numbers)
         most = max(most, int(tokens * (scores + wide * body.hidden)))
     for name, cost in costs.items():
-        after_mlp = role(f"layers.0.{name}") in ATTENTION
-        own = int(cost.temporaries(tokens) - (tokens * freed if after_mlp else 0))
+        kind = role(f"layers.0.{name}")
+        absent = freed + gone if kind in ATTENTION else gone if kind in MLP and kind != "down" else 0
+        beside = wide * widest if kind == "down" else 0  # its input, of which it keeps a copy in another format
+        own = int(cost.temporaries(tokens) + tokens * (beside - absent))
         most = max(most, own + wide * tokens * body.hidden)
     return most
 
@@ -223,8 +240,8 @@ def _not_yet(job: Job, held: weights.Held) -> int:
 
 
 def _twice(job: Job, held: weights.Held) -> int:
-    """What an embedding that is also the head adds to its gradient: the head's waits until the embedding's is there, and
-    their sum is a third tensor (torch, InputBuffer::accumulate; the profiler shows aten::add, not add_)."""
+    """What an embedding that is also the head adds to its gradient: the head's waits until the embedding's is there,
+    and their sum is a third tensor (torch, InputBuffer::accumulate; the profiler shows aten::add, not add_)."""
     skeleton = _skeleton(job)
     tied = {target.rpartition(".")[0] for target in skeleton.tied.values()}
     shared = sum(module.elements for module in skeleton.modules if module.name in tied)

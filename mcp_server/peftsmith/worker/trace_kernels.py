@@ -118,7 +118,7 @@ def implementation(kind: Any, *, flash: bool) -> str:
         return ATTENTION
     if not flash:
         return "sdpa"
-    home._flash_attention_forward = _flash
+    home.__dict__["_flash_attention_forward"] = _flash
     # a check for the flash_attn package, which the stand-in does without
     PreTrainedModel._check_and_adjust_attn_implementation = lambda _, wanted, *__, **___: wanted
     return "flash_attention_2"

@@ -100,9 +100,9 @@ class Autocast(TorchFunctionMode):
     Source: torch/amp documentation, "CUDA Ops that can autocast to float16" and "to float32".
     """
 
-    NARROW = (F.linear, torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.baddbmm, torch.Tensor.baddbmm, torch.Tensor.matmul,
-              torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm, torch.einsum, F.conv1d, F.conv2d,
-              trace_kernels.fused)  # fmt: skip
+    NARROW = (F.linear, torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.baddbmm, torch.Tensor.baddbmm,
+              torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm, torch.Tensor.mm, torch.einsum, F.conv1d,
+              F.conv2d, trace_kernels.fused)  # fmt: skip
     WIDE = (F.layer_norm, F.softmax, torch.softmax, F.log_softmax, torch.log_softmax, F.cross_entropy, torch.pow,
             torch.Tensor.pow, torch.rsqrt, torch.exp, torch.Tensor.exp, torch.norm, F.nll_loss,
             F.group_norm)  # fmt: skip
