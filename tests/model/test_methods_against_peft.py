@@ -46,7 +46,7 @@ VARIANTS = [
     ("SUPERTUNING", {"sparsity": 0.9, "r": 4, "lora_alpha": 8}), ("VBLORA", {"vector_length": 16, "num_vectors": 32}),
     ("IA3", {"feedforward_modules": []}), ("IA3", {"feedforward_modules": ["proj"]}), ("GLORA", {"r": 5}),
     ("GLORA", {"config_A_B": "vector"}), ("GLORA", {"config_A_B": "constant"}), ("GLORA", {"config_A_B": "none"}),
-    ("FROD", {"sparse_rate": 0.05}), ("LN_TUNING", {}),
+    ("FROD", {"sparse_rate": 0.05}), ("LN_TUNING", {}), ("LORA", {"r": 6, "frozen_a": True}),
 ]  # fmt: skip
 # Other kinds of modules and what a bias changes: parameters only.
 KINDS = [
@@ -77,6 +77,7 @@ DROPOUT = [
     ("DEFT", {"decomposition_method": "qr", "deft_dropout": 0.1}), ("DEFT", {"para": True, "deft_dropout": 0.1}),
     ("PSOFT", {"r": 8, "psoft_dropout": 0.1}), ("PSOFT", {"r": 8, "use_cayley_neumann": True, "psoft_dropout": 0.1}),
     ("SUPERTUNING", {"sparsity": 0.9, "r": 4, "lora_alpha": 8, "lora_dropout": 0.1}),
+    ("LORA", {"r": 4, "lora_dropout": 0.1, "frozen_a": True}),
 ]  # fmt: skip
 ATTENTION = ["q_proj", "v_proj"]
 MODELS = [

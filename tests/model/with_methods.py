@@ -117,13 +117,17 @@ def adapted(case: dict) -> nn.Module:
     torch.manual_seed(0)
     base = Holder(MODULES[case["kind"]](case["inputs"], case["outputs"], case["bias"])).to(dtype)
     targets = {} if "target_parameters" in case["options"] else {"target_modules": ["proj"]}
-    config = CONFIGS[PeftType(case["method"])](**targets, **case["options"])
+    options = {name: value for name, value in case["options"].items() if name != "frozen_a"}
+    config = CONFIGS[PeftType(case["method"])](**targets, **options)
     with contextlib.redirect_stderr(io.StringIO()):
         model = get_peft_model(base, config, autocast_adapter_dtype=adapter == 4)
     if adapter == 2:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
+    if "frozen_a" in case["options"]:  # as peft/optimizers/lorafa.py does
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and "lora_A" not in name)
     return model.train()
 
 

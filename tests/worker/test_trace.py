@@ -50,9 +50,6 @@ SCRIPT = """
         real = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
         fields = dict(asked[name]["method"])
         kind = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(fields.pop("peft_type"))]
-        rank = fields.pop("rank")
-        if "r" in kind.__dataclass_fields__:
-            fields.setdefault("r", rank)
         real = peft.get_peft_model(real, kind(task_type="CAUSAL_LM", **fields))
         found["sizes"][name] = [weigh(traced), weigh(real)]
     log = trace_step.Log()
@@ -111,9 +108,10 @@ def test_every_method_of_the_installed_peft_is_traced_on_meta(found):
 
 @pytest.mark.training
 def test_in_a_bare_loop_permutations_of_boft_stay_on_the_processor(found):
-    """Four modules, a float32 square matrix of the inputs each."""
+    """Four modules, a float32 square matrix of the inputs each. Such a loop holds the last step's 16-bit logits."""
     permutations = 4 * 4 * TINY["hidden_size"] ** 2
-    assert found["traces"]["BOFT"]["allocated"] - found["traces"]["bare"]["allocated"] == permutations
+    logits = 2 * 2 * 32 * TINY["vocab_size"]
+    assert found["traces"]["BOFT"]["allocated"] - found["traces"]["bare"]["allocated"] == permutations - logits
 
 
 @pytest.mark.training
