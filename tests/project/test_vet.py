@@ -386,8 +386,9 @@ def test_generated_projects_fit_the_installed_libraries(training_python, tmp_pat
         assert vet.vet(folder, environment) == []
     _append(folder, "SFTConfig(max_seq_lenght=3)")
     found = vet.vet(folder, environment)
-    assert [(each.id, each.evidence["keyword"]) for each in found] == [
-        ("project.call.unknown_keyword", "max_seq_lenght")
+    assert [(each.id, each.evidence.get("keyword")) for each in found] == [
+        ("project.call.unknown_keyword", "max_seq_lenght"),
+        ("project.notebook.differs", None),
     ]
     assert plan.load(folder).task == "chat"
     client.stop(environment)

@@ -173,7 +173,8 @@ def _evaluation(loop: Loop) -> Iterator[Finding]:
     if evaluates and (rows is None or surely(rows, None)):
         yield at(loop.site, "script.evaluation.no_rows", "evaluation is on, and the trainer gets no eval_dataset")
     never = strategy is None or surely(strategy, "no")
-    if never and loop.args and possibly(loop.argument("load_best_model_at_end"), True):
+    saves = not surely(loop.argument("save_strategy"), "no")
+    if never and saves and loop.args and possibly(loop.argument("load_best_model_at_end"), True):
         yield at(loop.site, "script.evaluation.no_strategy", "load_best_model_at_end without eval_strategy")
 
 
