@@ -77,8 +77,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"exclude_modules": ["v_proj"]},
     {"modules_to_save": ["norm"]}, {"init_lora_weights": "orthogonal"}, {"lora_bias": True},
 )  # fmt: skip
-LINEAR_ATTENTION = {"gpt2": ["c_attn"], "gpt_neox": ["query_key_value"], "bloom": ["query_key_value"],
-                    "falcon": ["query_key_value"], "phi3": ["qkv_proj"], "mamba": ["in_proj", "x_proj"]}  # fmt: skip
+LINEAR_OF_STATE_SPACE = {"mamba": ["in_proj", "x_proj"], "falcon_h1": ["q_proj", "k_proj", "v_proj", "in_proj"]}
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
@@ -174,13 +173,17 @@ def invalid() -> Iterator[Case]:
         yield Case("llama", "chat", {"peft_type": name, "config": {"no_such_field": 1}}, refused="plan")
     for model_type, task in (("bert", "seq2seq"), ("t5", "chat"), ("llama", "seq2seq"), ("modernbert", "chat"),
                              ("mamba", "token_classification"), ("t5", "text")):  # fmt: skip
-        yield Case(model_type, task, _method("LORA"), refused="plan.task.architecture")
+        yield Case(model_type, task, _method("LORA", model_type), refused="plan.task.architecture")
     for options in ({"use_dora": True}, {"lora_bias": True}):
         config = {"target_parameters": EXPERTS, **options}
         yield Case("mixtral", "chat", {"config": config}, refused="plan.method.parameters")
     experts = {"target_parameters": EXPERTS}
     yield Case("mixtral", "chat", {"config": experts, "dropout": 0.1}, refused="plan.method.parameters")
     yield Case("mixtral", "chat", {"config": experts, "quantization": {"bits": 4}}, refused="plan.method.parameters")
+    yield Case("mamba", "text", {"rank": 4}, refused="plan.method.targets")
+    yield Case(
+        "falcon_h1", "text", {"rank": 4, "target_modules": ["q_proj", "out_proj"]}, refused="plan.method.targets"
+    )
     for options in ({"init_lora_weights": "corda"}, {"init_lora_weights": "pissa_niter_4"}, {"use_qalora": True},
                     {"layer_replication": [[0, 2]]}):  # fmt: skip
         yield Case("llama", "chat", {"config": options}, refused="plan.method.option")
@@ -255,6 +258,8 @@ def _method(name: str, model_type: str = "llama") -> dict[str, Any]:
         chosen["rank"] = options.pop("r", RANKED[name])
     if name == "LORA":
         chosen["alpha"] = 8
+    if model_type in ("mamba", "falcon_h1") and methods.method(name).defaults.get("target_modules") == "all-linear":
+        chosen["target_modules"] = LINEAR_OF_STATE_SPACE[model_type]
     if name in ("IA3", "LN_TUNING") and not methods.method(name).unsupported:
         chosen |= _by_hand(name, model_type)
     return {**chosen, **({"config": options} if options else {})}
@@ -309,7 +314,8 @@ def _write(project: Path, made: plan.FineTunePlan, model: Path) -> None:
         files.write_text(project / "data" / f"{split}.jsonl", "\n".join(lines) + "\n")
     text = plan.dump(made)
     files.write_text(project / plan.PLAN_FILE, text)
-    base = {"model": str(model), "commit": None, "folder": str(model)}
+    config = files.read_json(model / "config.json")
+    base = {"model": str(model), "commit": None, "folder": str(model), "model_type": config["model_type"]}
     empty: dict[str, Any] = {"data": {}, "versions": {}, "interpreter": None, "estimate": {}, "why": {}, "files": {}}
     lock.save(project, lock.Lock(peftsmith=__version__, plan_sha256=files.sha256_text(text), base=base, **empty))
 

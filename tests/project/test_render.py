@@ -81,6 +81,12 @@ def _tasks_and_methods():
         labels = ["a", "b"] if task in LABELLED else []
         for method in (METHODS[place % len(METHODS)], METHODS[(place + 1) % len(METHODS)]):
             yield make(task, data__format=formats[-1], data__labels=labels, data__eval="data/e.jsonl", method=method)
+    yield make(
+        "sequence_classification",
+        data__format="classification",
+        data__labels=["a", "b"],
+        method={"config": {"modules_to_save": ["norm"], "bias": "all"}},
+    )
     yield make("seq2seq", data__format="seq2seq", data__columns={"source": "de", "target": "en"})
     yield make(
         "token_classification",

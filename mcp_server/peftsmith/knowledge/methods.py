@@ -124,12 +124,19 @@ def supports(task_type: str, model_type: str) -> bool | None:
 
 def merges(known: Method, options: Mapping[str, Any]) -> bool:
     """Does merge_and_unload give a model with the same logits?"""
-    return known.merges and not any(options.get(name) not in (None, False) for name in known.unmerged)
+    return known.merges and not any(_has(options, each) for each in known.unmerged)
 
 
 def resumes(known: Method, options: Mapping[str, Any]) -> bool:
     """Does a Trainer go on from a checkpoint with what it had?"""
-    return known.resumes and not any(options.get(name) not in (None, False) for name in known.unresumed)
+    return known.resumes and not any(_has(options, each) for each in known.unresumed)
+
+
+def _has(options: Mapping[str, Any], stated: str) -> bool:
+    """Is an option set ("name"), or set to this value ("name=value")?"""
+    name, _, value = stated.partition("=")
+    given = options.get(name)
+    return str(given) == value if value else given not in (None, False)
 
 
 def why_refused(known: Method, name: str, value: Any) -> str | None:

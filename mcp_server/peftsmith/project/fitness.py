@@ -17,6 +17,8 @@ from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
 from peftsmith.plan import FineTunePlan
 
+_STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+
 
 def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
     """Findings that stand against generating this plan's scripts; `config` is the base's config.json, if known."""
@@ -58,6 +60,9 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         if clashes:
             message = f"target_parameters does not go with {' or '.join(clashes)}."
             yield finding("plan.method.parameters", message, options=clashes)
+    if method.config.get("init_lora_weights") == "eva" and plan.task_type != "CAUSAL_LM":
+        message = "The scripts start EVA from the rows of a language model only."
+        yield finding("plan.method.option", message, option="init_lora_weights")
     if known.name == "ADALORA":
         start = method.rank or known.fields["init_r"]["default"]
         end = method.config.get("target_r", known.fields["target_r"]["default"])
@@ -92,8 +97,9 @@ def _quantization(plan: FineTunePlan) -> Iterator[Finding]:
         yield finding(
             "plan.method.parameters", "target_parameters are not quantised and cannot be adapted in 4 or 8 bits."
         )
-    if str(method.config.get("init_lora_weights", "")).startswith("loftq"):
-        message = "LoftQ quantises a 16-bit base by itself; it cannot start from a quantised one."
+    init = str(method.config.get("init_lora_weights", ""))
+    if init.startswith(("loftq", "pissa")):
+        message = f"{init} decomposes a 16-bit base; it cannot start from a quantised one."
         yield finding("plan.method.option", message, option="init_lora_weights")
 
 
@@ -104,13 +110,29 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
         yield finding("plan.task.architecture", message, model_type=model_type, task=plan.task)
     if plan.method.full:
         return
+    yield from _targets(plan, model_type)
     known = methods.method(plan.method.peft_type)
+    if plan.task_type not in known.tasks:
+        return  # refused already, whatever the architecture
     if model_type in known.fails_on or (known.only_on and model_type not in known.only_on):
         message = f"{known.name} does not work on {model_type} models."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
     if model_type in known.fails_quantised and plan.method.quantization:
         message = f"{known.name} does not train on a quantised {model_type} model."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+
+
+def _targets(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
+    """PEFT refuses these modules of state-space layers (tuners_utils.py, _check_lora_target_modules_mamba)."""
+    method = plan.method
+    if model_type not in _STATE_SPACE or method.peft_type not in ("LORA", "ADALORA", "RANDLORA"):
+        return
+    targets, excluded = method.target_modules, method.config.get("exclude_modules") or []
+    named = ["out_proj"] if targets == "all-linear" else targets if isinstance(targets, list) else []
+    wrong = [name for name in named if name in ("out_proj", "conv1d") and name not in excluded]
+    if wrong:
+        message = f"PEFT does not adapt {', '.join(wrong)} of {model_type} models; {targets!r} includes it."
+        yield finding("plan.method.targets", message, model_type=model_type, modules=wrong)
 
 
 def _unchecked(plan: FineTunePlan) -> Iterator[Finding]:

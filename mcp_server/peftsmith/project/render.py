@@ -57,6 +57,8 @@ MODEL_CLASSES = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
+# TRL 1.16 reads num_experts for the router's loss, which these configurations do not have.
+_WITHOUT_ROUTER_LOSS = ("granitemoe",)
 # The columns of a format that data.columns can rename.
 ROW_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
 _READERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"}
@@ -104,6 +106,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "reader": readers.pop(),
         "has_test": bool(data.test or data.eval),
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
+        "router_loss": lock.base.get("model_type") not in _WITHOUT_ROUTER_LOSS,
         "torch_version": requirements.torch_version(),
         **_task_facts(plan),
         **_method_facts(plan.method),
@@ -173,6 +176,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": True,
         "prompt_learning": False,
         "own_forward": False,
+        "saves_modules": False,
     }
     if method.full:
         return facts
@@ -184,6 +188,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": methods.resumes(known, method.config),
         "prompt_learning": known.prompt_learning,
         "own_forward": known.own_forward,
+        "saves_modules": "modules_to_save" in known.fields,
         "options": [
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
             for field, value in method.options().items()

@@ -61,14 +61,18 @@ class Loader:
     model_class: str = "AutoModelForCausalLM"
     labels: tuple[str, ...] = ()
 
-    def load(self, folder: Path, dtype: Any, quantization: Any = None) -> Any:
-        """A fresh model from `folder`, its weights rounded to `dtype` (and quantised), then computed in float32."""
+    def load(self, folder: Path, dtype: Any, quantization: Any = None, *, as_it_is: bool = False) -> Any:
+        """A fresh model from `folder`, its weights rounded to `dtype` (and quantised), then computed in float32.
+
+        `as_it_is` leaves them in `dtype`: an adapter that starts by changing its base must meet it as in training.
+        """
         import transformers
 
         options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
         if self.labels:
             options |= {"num_labels": len(self.labels)}
-        return in_float32(getattr(transformers, self.model_class).from_pretrained(folder, dtype=dtype, **options))
+        model = getattr(transformers, self.model_class).from_pretrained(folder, dtype=dtype, **options)
+        return model if as_it_is else in_float32(model)
 
 
 def in_float32(model: Any) -> Any:
@@ -144,7 +148,9 @@ def implied_trainable(
     from transformers.pytorch_utils import Conv1D
 
     output = base.get_output_embeddings()
-    whole = {name: module for name, module in base.named_modules() if name.split(".")[-1] in saved}
+    whole = {
+        name: module for name, module in base.named_modules() if any(f".{name}".endswith(f".{each}") for each in saved)
+    }
     linear = {
         name: module
         for name, module in base.named_modules()

@@ -173,7 +173,7 @@ def _reload(book: Book, trainer: Any, base: Path, result: Path, wanted: proofs.W
         else:
             with memory.disable_adapter():
                 effect = parity.difference(expected, parity.logits(memory, ids))
-            fresh = parity.load_adapter(wanted.loader.load(base, dtype, quantization), result)
+            fresh = parity.load_adapter(wanted.loader.load(base, dtype, quantization, as_it_is=True), result)
         actual = parity.difference(expected, parity.logits(fresh, ids))
         seen |= {"largest_difference": actual, "adapter_effect": effect, "dtype": proofs.name_of(dtype)}
         if effect == 0.0:
