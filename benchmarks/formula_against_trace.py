@@ -123,7 +123,9 @@ def one(
             **SETTINGS[name],
         )  # fmt: skip
         try:
-            traced = precise.trace({**precise.arguments_of(body, request), "loop": "trainer"}, environment)["allocated"]
+            traced = precise.trace({**precise.arguments_of(body, request), "loop": "released"}, environment)[
+                "allocated"
+            ]
             found[name] = 100 * (memory.estimate(body, request).allocated.likely / traced - 1)
         except PeftsmithError as error:
             print(f"  {kind} {name}: {str(error)[:300]}", flush=True)
