@@ -21,15 +21,16 @@ KEPT_BY_ACTIVATION = {
     "gelu_python": 3,
     "bloom_gelu": 1,
     "quick_gelu": 2,
-    "relu2": 2,
-    "relu_squared": 2,
+    "relu2": 1,
+    "relu_squared": 1,
 }
 # Under autocast gelu_new's power is float32 (torch's list of float32 operations), and so is what follows it: x, tanh
 # and 1 + tanh in float32 beside 0.5 x in 16 bits.
 GELU_NEW_UNDER_AUTOCAST = 7
 # Tensors of the hidden width that a backward pass written out in Python needs at once, beside what was kept
 # (modeling_bloom.py, bloom_gelu_back: the incoming gradient, the tanh and four products).
-GRADIENTS_OF_ACTIVATION = {"bloom_gelu": 6}
+# Those of a square: the power, twice it, its product with the gradient, the gradient (autograd, pow_backward).
+GRADIENTS_OF_ACTIVATION = {"bloom_gelu": 6, "relu2": 4, "relu_squared": 4}
 # A scan over states has no formula here: what its projections put out, three times over (input, state, output).
 STATE_COPIES = 3
 FLOAT32 = 4
@@ -69,7 +70,7 @@ def block(body: Block, geo: Geometry, length: int, numbers: Numbers) -> float:
     kept += STATE_COPIES * numbers.wide * body.state
     if geo.dropout:
         kept += body.hidden * (len(body.attention) + len(body.feed_forward))
-    return kept + (_trained(body, numbers) if numbers.trained else 0)
+    return kept + (_trained(body, geo, numbers) if numbers.trained else 0)
 
 
 def _attention(unit: Attention, geo: Geometry, length: int, numbers: Numbers) -> float:
@@ -111,7 +112,8 @@ def _eager(unit: Attention, geo: Geometry, length: int, numbers: Numbers) -> flo
 
 
 def _around_attention(unit: Attention, numbers: Numbers) -> float:
-    kept = FLOAT32 * (unit.query + unit.key) if unit.normed else 0
+    copied = unit.normed and (numbers.autocast or not unit.centred)  # layer_norm keeps a view of the fused output
+    kept = FLOAT32 * (unit.query + unit.key) if copied else 0
     return kept + (FLOAT32 + numbers.wide) * unit.low_rank
 
 
@@ -122,6 +124,13 @@ def scores_backward(body: Block, geo: Geometry, length: int, numbers: Numbers) -
         return 0
     gone = numbers.attention if numbers.attention < FLOAT32 else 0
     return geo.heads * length * (2 * FLOAT32 - gone)
+
+
+def experts_at_once(body: Block, geo: Geometry, numbers: Numbers) -> float:
+    """Bytes a token that experts need for a moment: of every chosen expert its input, its weighted output and that in
+    the tokens' order (transformers' integrations/moe.py, grouped_mm_experts_forward)."""
+    chosen = sum(min(geo.experts_per_token, each.count) for each in body.experts)
+    return 3 * numbers.wide * chosen * body.hidden
 
 
 def freed_before_attention(body: Block, geo: Geometry, numbers: Numbers) -> float:
@@ -149,10 +158,11 @@ def _experts(unit: Experts, geo: Geometry, hidden: int, numbers: Numbers) -> flo
     return chosen + 2 * FLOAT32 * unit.count
 
 
-def _trained(body: Block, numbers: Numbers) -> float:
+def _trained(body: Block, geo: Geometry, numbers: Numbers) -> float:
     """Inputs of the linear layers and of the norms' weights, which a frozen base need not keep."""
     inputs = numbers.wide * body.hidden * (len(body.attention) + len(body.feed_forward))
-    inputs += numbers.wide * sum(each.width for each in body.feed_forward)
+    if geo.activation != "relu":  # which keeps its output, the next layer's input
+        inputs += numbers.wide * sum(each.width for each in body.feed_forward)
     product = FLOAT32 if body.wide_norms else numbers.wide  # what a norm's weight is multiplied with
     inputs += product * sum(each.query + each.key for each in body.attention if each.normed)
     return inputs + product * body.hidden * (body.norms - body.centred_norms)

@@ -23,12 +23,14 @@ _WIDE_NORMS = re.compile(
     r"(Afmoe|Cohere|FlexOlmo|Gemma|Helium|NemotronH|Olmo[23]|OlmoHybrid|Qwen3Next|Qwen3_5|RecurrentGemma|T5Gemma"
     r"|VaultGemma|GptOss)\w*Norm$"
 )
+_OF_HEADS = re.compile(r"[qk]_?(layer)?norm")
 _DOUBLE_NORMS = re.compile(r"Cohere\w*LayerNorm$")
 
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention unit, widths in elements. `fused`: query, key and value are slices of one linear output."""
+    """One attention unit, widths in elements. `fused`: query, key and value are slices of one linear output.
+    `normed` counts norms on query and key, which are torch's layer_norm where `centred`."""
 
     query: int
     key: int
@@ -37,6 +39,7 @@ class Attention:
     normed: int
     cross: bool
     low_rank: int
+    centred: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def _block(stack: str, numbers: tuple[int, ...], modules: tuple[Module, ...]) ->
         by_parent[_unit(module.name)].append(module)
     hidden = _hidden(modules)
     norms = [m for m in modules if m.kind == "norm" and m.inputs in (hidden, 0) and _width(m) == hidden]
+    norms = [m for m in norms if not _OF_HEADS.search(m.name)]
     return Block(
         stack=stack,
         numbers=numbers,
@@ -151,7 +155,7 @@ def _hidden(modules: Iterable[Module]) -> int:
     """Width of the residual stream: of the norms, else the commonest input of the linear modules."""
     widths: dict[int, int] = defaultdict(int)
     for module in modules:
-        if module.kind == "norm" and "head" not in module.name and not re.search(r"[qk]_?(layer)?norm", module.name):
+        if module.kind == "norm" and "head" not in module.name and not _OF_HEADS.search(module.name):
             widths[_width(module)] += 1
     if not widths:
         for module in modules:
@@ -172,7 +176,8 @@ def _attention(modules: Iterable[Module], roles: Mapping[str, str], hidden: int)
             widths[roles[module.name]] = max(widths[roles[module.name]], module.outputs)
             if roles[module.name] == "output":
                 widths["output_in"] = module.inputs
-    normed = sum(1 for m in modules if m.kind == "norm" and re.search(r"[qk]_?(layer)?norm", m.name))
+    own_norms = [m for m in modules if m.kind == "norm" and _OF_HEADS.search(m.name)]
+    normed, centred = len(own_norms), any(is_layer_norm(m) for m in own_norms)
     cross = any(_CROSS.search(m.name) for m in modules)
     if "kv_b_proj" in leaves:
         value = widths["output_in"]
@@ -182,11 +187,11 @@ def _attention(modules: Iterable[Module], roles: Mapping[str, str], hidden: int)
     if widths["qkv"]:
         query = widths["output_in"] or hidden
         key = max(0, (widths["qkv"] - query) // 2)
-        return Attention(query, key, key, True, normed, cross, 0)
+        return Attention(query, key, key, True, normed, cross, 0, centred)
     if not (widths["query"] and (widths["key"] or widths["value"])):
         return None
     key = widths["key"] or widths["value"]
-    return Attention(widths["query"], key, widths["value"] or key, False, normed, cross, 0)
+    return Attention(widths["query"], key, widths["value"] or key, False, normed, cross, 0, centred)
 
 
 def _feed_forward(modules: Iterable[Module], roles: Mapping[str, str]) -> FeedForward | None:

@@ -126,6 +126,7 @@ def _temporary(job: Job, body: Block, tokens: int, length: int, costs: Mapping[s
         # own input is gone by then
         weight = max((m.inputs * m.outputs for m in body.modules if weights.quantised(m, "nf4")), default=0)
         most = max(most, int(tokens * (wide * (2 * widest + body.hidden) - gone)) + job.numbers.logit * weight)
+    most = max(most, int(tokens * activations.experts_at_once(body, job.geometry, job.numbers)))
     scores = activations.scores_backward(body, job.geometry, length, job.numbers)
     if scores:
         scores -= activations.freed_before_attention(body, job.geometry, job.numbers)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
 
 SECONDS = 300.0
-_FORMAT = 5
+_FORMAT = 6
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _TASKS = {"sft": "causal-lm", "dpo": "causal-lm", "classification": "sequence-classification", "seq2seq": "seq2seq"}
 _QUANTISERS: Mapping[str, dict[str, Any]] = {

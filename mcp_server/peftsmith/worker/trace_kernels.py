@@ -52,7 +52,7 @@ def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask
         return handle_torch_function(fused, (query,), query, key, value, attn_mask, **rest)
     from transformers.integrations.sdpa_attention import repeat_kv
 
-    if attn_mask is not None:  # SDPA turns a mask of booleans into a bias of its own for every layer
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # becomes a bias for every layer
         attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=query.device)
     groups = query.shape[1] // key.shape[1]
     if attn_mask is not None and groups > 1:

@@ -29,7 +29,7 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     autocast, quantization (None or {"kind", "double", "group"}), kbit_prepared, batch, length, padded, attention
     ("sdpa", "flash"), checkpointing, loss ("stock", "trl_chunked", "liger"), optimizer, frozen (names of adapter
     parameters that do not train, such as "lora_A"), loop ("trainer": transformers and TRL move the whole model to the
-    device, and let go of the logits; "bare": a loop of one's own, which holds them, and where buffers
+    device; "released": so, and the logits go with the model's output; "bare": a loop of one's own, where buffers
     that PEFT made on the processor stay there).
 
     Returns allocated and reserved (bytes), trainable, how ("traced" or "layer-cut"), layers, substitutions, seconds.
@@ -86,7 +86,7 @@ def one(
             lambda: _output(model, arguments),
             optimizer=arguments.get("optimizer") or "adamw_torch",
             autocast=trace_model.DTYPES[arguments["dtype"]] if arguments.get("autocast") else None,
-            held=arguments.get("loop") == "bare",
+            held=arguments.get("loop") != "released",
         )
         peak = allocator.replay(log.events)
     if asked:
