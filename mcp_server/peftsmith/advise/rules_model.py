@@ -94,8 +94,7 @@ def _base(plan: FineTunePlan, anatomy: Anatomy) -> Iterator[Finding]:
         for each in anatomy.findings:
             if each.id == "model.architecture.not_causal":
                 yield finding(each.id, each.message, severity="error", **each.evidence)
-    own = getattr(plan.training, "chat_template", None)  # plans of a schema that lets them bring one
-    if plan.task in _CHATS and anatomy.chat_template is None and own is None:
+    if plan.task in _CHATS and anatomy.chat_template is None and plan.training.chat_template is None:
         yield finding("plan.template.missing", task=plan.task)
     if anatomy.quantization:
         message = f"The generated scripts do not load a base that is stored as {anatomy.quantization} yet."
