@@ -108,10 +108,9 @@ def test_every_method_of_the_installed_peft_is_traced_on_meta(found):
 
 @pytest.mark.training
 def test_in_a_bare_loop_permutations_of_boft_stay_on_the_processor(found):
-    """Four modules, a float32 square matrix of the inputs each. Such a loop holds the last step's 16-bit logits."""
+    """Four modules, a float32 square matrix of the inputs each."""
     permutations = 4 * 4 * TINY["hidden_size"] ** 2
-    logits = 2 * 2 * 32 * TINY["vocab_size"]
-    assert found["traces"]["BOFT"]["allocated"] - found["traces"]["bare"]["allocated"] == permutations - logits
+    assert found["traces"]["BOFT"]["allocated"] - found["traces"]["bare"]["allocated"] == permutations
 
 
 @pytest.mark.training
