@@ -86,7 +86,8 @@ class Models:
     """Anatomies by model id, from config.json files."""
 
     def __init__(self, configs: Path, scratch: Path) -> None:
-        self.configs, self.scratch, self.known = configs, scratch, {}  # type: ignore[var-annotated]
+        self.configs, self.scratch = configs, scratch
+        self.known: dict[str, anatomy.Anatomy] = {}
 
     def get(self, model_id: str) -> anatomy.Anatomy:
         if model_id not in self.known:
