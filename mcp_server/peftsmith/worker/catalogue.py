@@ -75,7 +75,7 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     wanted = set(arguments.types.split(",")) if arguments.types else None
     done = _read(arguments.output)
-    signal.signal(signal.SIGALRM, _too_slow)
+    signal.signal(signal.SIGALRM, too_slow)
     for task, model_type in every_type(arguments.task or list(table.TASKS)):
         key = f"{model_type}:{task}"
         if (
@@ -669,7 +669,7 @@ def _get(config: Any, name: str) -> Any:
     return config
 
 
-def _too_slow(*_: Any) -> None:
+def too_slow(*_: Any) -> None:
     raise Slow(f"more than {SECONDS_A_TYPE} s")
 
 
