@@ -41,7 +41,7 @@ class Method:
     `resumes` hold for a plain base, and unless an option of `unmerged` or `unresumed` is set; `quantised` says which
     bitsandbytes sizes train. `fails_on` are model types that it fails on, `only_on` the only ones, `fails_quantised`
     those it fails on when quantised; `tasks` PEFT's task types. `own_forward`: TRL's fused head does not
-    reach its loss. `divides`, `decomposes` and `twin_width` say how small
+    reach its loss. `packs`: rows of one sequence stay apart. `divides`, `decomposes` and `twin_width` say how small
     a model can be (twin_head). `unsupported` is the reason why no project is generated with it, or None; `refused`
     maps an option's name and value ("*": any) to such a reason.
     """
@@ -60,6 +60,7 @@ class Method:
     unresumed: tuple[str, ...] = ()
     checkpointing: bool = True
     own_forward: bool = False
+    packs: bool = True
     quantised: tuple[int, ...] = ()
     served: tuple[str, ...] = ("transformers",)
     divides: tuple[str, ...] = ()
