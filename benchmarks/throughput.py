@@ -81,7 +81,9 @@ def main() -> int:
     from peftsmith import files
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_TOKENS} tokens each, {QUICK_HELD_OUT} unseen chats")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_TOKENS} tokens each, {QUICK_HELD_OUT} unseen chats"
+    )
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--model", type=Path, default=REPOSITORY / ".cache" / "models" / "smollm2")
     given = parser.parse_args()
@@ -160,7 +162,7 @@ def ours(project: Path, model: Path, train: Path) -> Path:
 
 def baseline(model: Path, train: Path, output: Path, *, grouped: bool) -> str:
     """The seeds' script ("Using SFTTrainer") with today's names, on a CPU, without bfloat16."""
-    return f'''from datasets import load_dataset
+    return f"""from datasets import load_dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -193,7 +195,7 @@ trainer = SFTTrainer(
 )
 
 trainer.train()
-'''
+"""
 
 
 def start(name: str, script: Path, output: Path, unseen: Path) -> Runner:
@@ -202,7 +204,11 @@ def start(name: str, script: Path, output: Path, unseen: Path) -> Runner:
     python = environment.require(REPOSITORY).interpreter
     argv = [str(python), str(TURN), str(script), str(unseen), *(["--output", str(output)] if name == "ours" else [])]
     # Each has a cache of its own: the first to tokenise must not spare the others the work, nor wait for them.
-    settings = {"HF_DATASETS_CACHE": str(output.with_suffix(".cache")), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    settings = {
+        "HF_DATASETS_CACHE": str(output.with_suffix(".cache")),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     log = output.with_suffix(".log").open("w", encoding="utf-8")
     process = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, encoding="utf-8", cwd=script.parent,
@@ -220,13 +226,17 @@ def take_turns(runners: list[Runner], tokens: int) -> None:
             if each.tokens < tokens or len(each.updates) < 2:
                 each.updates.append(each.ask("go"))
                 last = each.updates[-1]
-                print(f"{each.name}: {last['tokens']} tokens, {last['seconds']:.1f} s, {last['cpu']:.1f} s of processor", flush=True)
+                print(
+                    f"{each.name}: {last['tokens']} tokens, {last['seconds']:.1f} s, {last['cpu']:.1f} s of processor",
+                    flush=True,
+                )
     for each in runners:
         each.result = each.ask("stop")
 
 
 def judged(found: dict[str, Runner]) -> int:
-    print(f"\n{'':10}{'tokens/s':>10}{'by processor':>14}{'padding':>9}{'held-out loss':>15}{'before':>8}{'trained on':>12}{'peak GiB':>10}")
+    print(f"\n{'':10}{'tokens/s':>10}{'by processor':>14}{'padding':>9}{'held-out loss':>15}{'before':>8}", end="")
+    print(f"{'trained on':>12}{'peak GiB':>10}")
     for name, each in found.items():
         width, result = sum(update["places"] for update in each.updates), each.result
         print(
@@ -236,7 +246,9 @@ def judged(found: dict[str, Runner]) -> int:
     clock = {name: found["ours"].rate("seconds") / found[name].rate("seconds") for name in NAMES[:2]}
     cpu = {name: found["ours"].rate("cpu") / found[name].rate("cpu") for name in NAMES[:2]}
     loss = {name: abs(found["ours"].result["loss"] / found[name].result["loss"] - 1) for name in NAMES[:2]}
-    holds = clock["baseline"] >= AGAINST_FIRST and clock["grouped"] >= AGAINST_GROUPED and max(loss.values()) <= LOSS_WITHIN
+    holds = (
+        clock["baseline"] >= AGAINST_FIRST and clock["grouped"] >= AGAINST_GROUPED and max(loss.values()) <= LOSS_WITHIN
+    )
     print(
         f"\nby processor time {cpu['baseline']:.2f} and {cpu['grouped']:.2f}; held-out loss differs by "
         f"{loss['baseline']:.2%} and {loss['grouped']:.2%} (limit {LOSS_WITHIN:.0%})\n"

@@ -53,6 +53,7 @@ def test_the_instruction_counts_into_the_length(tmp_path, tiny_model, rows):
     long = planner.make(
         tmp_path / "b", planner.Wish(model=str(tiny_model), data=rows, system_prompt="Say a or b. " * 20)
     )
+
     def longest(made):
         return int(made.why["training.max_length"]["reason"].split("longest row has ")[1].split()[0])
 

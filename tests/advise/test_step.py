@@ -1,4 +1,4 @@
-"""How batches are made, how the loss is worked out and when training stops: recommended by rows, base, method, device."""
+"""How batches are made, how the loss is worked out and when training stops, by rows, base, method and device."""
 
 import pytest
 

@@ -84,7 +84,11 @@ def test_methods_that_cannot_train_with_checkpointing_have_it_off_unless_it_is_a
         ("llama", {"training__packing": "bfd", "method__config": ALORA}, ["plan.packing.method"]),
         ("llama", {"training__loss_path": "labelled", "method": PROMPT}, ["plan.loss.labelled"]),
         ("mixtral", {"training__loss_path": "labelled"}, ["plan.loss.labelled"]),
-        ("llama", {**EARLY, "method": {"peft_type": "ADALORA", "rank": 12, "config": {"target_r": 4}}}, ["plan.patience.method"]),
+        (
+            "llama",
+            {**EARLY, "method": {"peft_type": "ADALORA", "rank": 12, "config": {"target_r": 4}}},
+            ["plan.patience.method"],
+        ),
         ("llama", EARLY, []),
     ],
 )

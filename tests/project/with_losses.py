@@ -36,6 +36,8 @@ for compute in (type(trainer).compute_loss, SFTTrainer.compute_loss):
         losses.append(loss.item())
         grads = [each.grad.flatten() for each in trainer.model.parameters() if each.grad is not None]
         gradients.append(torch.cat(grads))
-largest = [float((gradients[place] - gradients[place + 2]).abs().max() / gradients[place].abs().max()) for place in (0, 1)]
+largest = [
+    float((gradients[place] - gradients[place + 2]).abs().max() / gradients[place].abs().max()) for place in (0, 1)
+]
 logged = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 print(json.dumps({"losses": losses, "gradients": largest, "logged": logged, "trainer": type(trainer).__name__}))

@@ -110,7 +110,9 @@ def _step_of_architecture(plan: FineTunePlan, model_type: str) -> Iterator[Findi
         elif apart is not True:
             reason = apart or "packed rows see each other through its layers"
             message = f"{model_type}: {reason}"
-            yield finding("plan.packing.kernel" if apart else "plan.packing.architecture", message, model_type=model_type)
+            yield finding(
+                "plan.packing.kernel" if apart else "plan.packing.architecture", message, model_type=model_type
+            )
     if plan.training.loss_path == "labelled" and packing.labelled(model_type) is False:
         message = f"{model_type} models do not give logits at chosen positions alone, or add a loss of their own."
         yield finding("plan.loss.labelled", message, model_type=model_type)

@@ -102,7 +102,11 @@ def tried(model: Any, collator: Collator) -> dict[str, Any]:
         apart: bool | str = not seen["leaks"]
     except (ValueError, NotImplementedError) as error:
         apart = " ".join(str(error).split())[:160]
-    return {"apart": apart, "attention": str(model.config._attn_implementation), "labelled": _labelled(model, ids, whole)}
+    return {
+        "apart": apart,
+        "attention": str(model.config._attn_implementation),
+        "labelled": _labelled(model, ids, whole),
+    }
 
 
 def _labelled(model: Any, ids: Any, whole: Any) -> bool:
