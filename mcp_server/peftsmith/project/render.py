@@ -98,6 +98,8 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
             next_step="Use one kind for all of them: prepare_dataset writes them all as JSON lines.",
         )
     _refuse_unread(data)
+    task, method = _task_facts(plan), _method_facts(plan.method)
+    trains_whole = task["labelled_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
         "plan": plan.model_dump(mode="json"),
         "base_model": plan.base.model,
@@ -108,13 +110,17 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
         "router_loss": lock.base.get("model_type") not in _WITHOUT_ROUTER_LOSS,
         "torch_version": requirements.torch_version(),
-        **_task_facts(plan),
-        **_method_facts(plan.method),
+        # Only LoRA's merge in PEFT can unload a module that was trained whole and has parts.
+        "unwraps": method["saves_modules"] and trains_whole and not method["lora"],
+        **task,
+        **method,
     }
 
 
-# Options of LoRA that leave the number of trained parameters as rank and targets imply it.
+# Options of LoRA that leave the number of trained parameters as rank and targets imply it, but for two starts: EVA
+# moves ranks between layers, MiCA trains one of the two matrices.
 _COUNTED = {"use_rslora", "init_lora_weights", "fan_in_fan_out", "alpha_pattern"}
+_NOT_COUNTED = ("eva", "mica")
 
 
 def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
@@ -122,15 +128,17 @@ def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
     method = plan.method
     facts = {**_task_facts(plan), **_method_facts(method)}
     counted = method.peft_type == "LORA" and bool(method.rank and method.target_modules)
+    counted = counted and method.config.get("init_lora_weights") not in _NOT_COUNTED
     return {
         "model_class": facts["model_class"],
         "task_type": plan.task_type,
         "labels": plan.data.labels if facts["labelled_head"] else [],
         "result": facts["result"],
-        "plain_lora": counted and not facts["eva"] and set(method.config) <= _COUNTED,
+        "plain_lora": counted and set(method.config) <= _COUNTED,
         "merges": facts["merges"],
         "resumes": facts["resumes"],
         "head": 16 if method.full else methods.twin_head(methods.method(method.peft_type), method.options()),
+        "layers": methods.twin_layers(method.options()),
     }
 
 

@@ -43,9 +43,15 @@ def for_plan(plan: FineTunePlan) -> str:
         unneeded |= _CLASSIFIER
     if plan.tracking != "tensorboard":
         unneeded |= _TENSORBOARD
-    if plan.method.quantization is None and "8bit" not in plan.training.optimizer:
+    if not quantises(plan):
         unneeded |= _QUANTISER
     return _HEADER + "".join(block for name, block in _pins() if name not in unneeded)
+
+
+def quantises(plan: FineTunePlan) -> bool:
+    """True when the scripts need bitsandbytes: a quantised base, an optimiser with 8-bit states, or LoftQ's start."""
+    loftq = plan.method.config.get("init_lora_weights") == "loftq"
+    return plan.method.quantization is not None or "8bit" in plan.training.optimizer or loftq
 
 
 def _needs_scipy(plan: FineTunePlan) -> bool:

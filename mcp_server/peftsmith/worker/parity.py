@@ -129,7 +129,9 @@ def _louder_lora(tensors: dict[str, Any], config: dict[str, Any], draw: Any) -> 
     for name in [each for each in tensors if "lora_B" in each and each.replace("lora_B", "lora_A") in tensors]:
         noise = torch.randn(tensors[name].shape, generator=draw)
         other = tensors[name.replace("lora_B", "lora_A")].float()
-        change = scale * noise @ other if noise.dim() == other.dim() == 2 else scale * noise
+        # Convolutions and block-diagonal factors have no such product.
+        fits = noise.dim() == other.dim() == 2 and noise.shape[1] == other.shape[0]
+        change = scale * noise @ other if fits else scale * noise
         noise *= _LOUD / float(change.pow(2).mean().sqrt().clamp_min(1e-12))
         tensors[name] = noise.to(tensors[name].dtype).contiguous()
 

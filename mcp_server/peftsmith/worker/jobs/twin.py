@@ -27,12 +27,12 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
 
     arguments: project and work (folders; work is the caller's to remove), config (config.json as a dict), tokenizer
     (folder with the real tokenizer files), plan (as plain data), scripts (model_class, task_type, result, labels,
-    plain_lora, merges, resumes, head), seed. Returns checks, phases in seconds, model (what the twin is) and swapped
-    (what the processor does otherwise than the plan says).
+    plain_lora, merges, resumes, head, layers), seed. Returns checks, phases in seconds, model (what the twin is) and
+    swapped (what the processor does otherwise than the plan says).
     """
     project, work = Path(arguments["project"]), Path(arguments["work"])
     stated = dict(arguments["scripts"])
-    head = int(stated.pop("head"))
+    head, layers = int(stated.pop("head")), stated.pop("layers")
     loader = parity.Loader(stated.pop("model_class"), tuple(stated.pop("labels")))
     wanted, book = proofs.Wanted(plan=arguments["plan"], loader=loader, **stated), Book(report)
     _keep_inside(work)
@@ -46,6 +46,7 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
             seed=arguments["seed"],
             model_class=loader.model_class,
             head=head,
+            layers=layers,
         )
         seen |= model
     swapped: list[str] = list(model["changed"]) if model else []
