@@ -1,0 +1,175 @@
+"""Token ids of ASCII text from words that were tokenised before: the tokenizer's own ids, several times as fast.
+
+Knows: which byte-level BPE tokenizers cut a text at added tokens and then into words by one pattern, so that a word's
+ids do not depend on what stands around it; and that pattern for ASCII text, where Python's re can follow it.
+Does not know: any other tokenizer or text; those are left to the tokenizers library.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+
+_MOST_WORDS = 1 << 19
+_LONGEST_WORD = 64
+# tokenizers, pre_tokenizers/byte_level.rs; with digits cut out one by one first (pre_tokenizers/digits.rs), a run of
+# white space before a digit stands at the end of its piece.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_DIGITS_FIRST = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+_ASCII_CLASS = {"L": "A-Za-z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
+_CLASS = re.compile(r"\\p\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class WordIds:
+    """Ids of a text; `marks` maps the character at which an added token starts to (its place in ids, where it ends)."""
+
+    ids: list[int]
+    marks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    def char_to_token(self, char: int) -> int | None:
+        """As tokenizers.Encoding has it, for characters at which an added token starts; None for others."""
+        return self.marks[char][0] if char in self.marks else None
+
+    def token_to_chars(self, token: int) -> tuple[int, int] | None:
+        return next(((char, end) for char, (place, end) in self.marks.items() if place == token), None)
+
+
+class Words:
+    """A tokenizer's words. `encode` gives None for what only the tokenizer itself can tell."""
+
+    def __init__(self, tokenizer: Tokenizer, pattern: re.Pattern[str], added: Mapping[str, int]) -> None:
+        self._tokenizer = tokenizer
+        self._words = pattern.findall
+        self._added = added
+        longest_first = sorted(added, key=len, reverse=True)
+        self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")").split if added else None
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Words | None:
+        """None when the tokenizer is not of a kind whose words stand for themselves."""
+        document = json.loads(tokenizer.to_str())
+        model, added = document["model"], list(tokenizer.get_added_tokens_decoder().items())
+        plain = (
+            model.get("type") == "BPE"
+            and not model.get("dropout")
+            and (document["normalizer"] or {}).get("type") in (None, "NFC")
+            and document["truncation"] is None
+            and document["padding"] is None
+            and all(_stands_alone(token) for _, token in added)
+            and len({token.normalized for _, token in added}) <= 1
+        )
+        pattern = _pattern(document["pre_tokenizer"]) if plain else None
+        if pattern is None:
+            return None
+        return cls(tokenizer, pattern, {token.content: id_ for id_, token in added})
+
+    def encode(self, text: str) -> WordIds | None:
+        """The ids of `text` without added special tokens, or None: it is not ASCII, or a word is not one."""
+        if not text.isascii():
+            return None
+        if self._split is None:
+            ids = self._of_plain(text)
+            return None if ids is None else WordIds(ids)
+        every: list[int] = []
+        marks: dict[int, tuple[int, int]] = {}
+        place = 0
+        for number, part in enumerate(self._split(text)):
+            if number % 2:
+                marks[place] = (len(every), place + len(part))
+                every.append(self._added[part])
+            elif part:
+                ids = self._of_plain(part)
+                if ids is None:
+                    return None
+                every += ids
+            place += len(part)
+        return WordIds(every, marks)
+
+    def _of_plain(self, text: str) -> list[int] | None:
+        """Of text without added tokens."""
+        words = self._words(text)
+        if sum(map(len, words)) != len(text):
+            return None
+        known = self._known
+        ids: list[int] = []
+        for word in words:
+            found = known.get(word)
+            if found is None:
+                found = self._learn(word)
+                if found is None:
+                    return None
+            ids += found
+        return ids
+
+    def _learn(self, word: str) -> tuple[int, ...] | None:
+        pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(word)
+        if len(pieces) != 1:
+            return None
+        ids = tuple(self._tokenizer.encode(word, add_special_tokens=False).ids)
+        if len(word) <= _LONGEST_WORD:
+            if len(self._known) >= _MOST_WORDS:
+                self._known.clear()
+            self._known[word] = ids
+        return ids
+
+
+def _stands_alone(token: AddedToken) -> bool:
+    return not (token.lstrip or token.rstrip or token.single_word) and token.content != ""
+
+
+def _pattern(document: Mapping[str, Any] | None) -> re.Pattern[str] | None:
+    """How ASCII text is cut into words by this part of tokenizer.json; None for any way that is not known here."""
+    steps = [document] if document is None or document["type"] != "Sequence" else document["pretokenizers"]
+    match steps:
+        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
+            return _ascii(_GPT2)
+        case [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        ]:
+            return _ascii(_DIGITS_FIRST)
+        case [
+            {"type": "Split", "pattern": {"Regex": str(text)}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ]:
+            return _ascii(text)
+    return None
+
+
+def _ascii(text: str) -> re.Pattern[str] | None:
+    """A pattern with Unicode's letter and number classes written out for ASCII; None where re cannot follow it."""
+    parts, inside, at = [], False, 0
+    while at < len(text):
+        found = _CLASS.match(text, at)
+        if found:
+            letters = _ASCII_CLASS.get(found[1])
+            if letters is None:
+                return None
+            parts.append(letters if inside else f"[{letters}]" if letters else r"[^\s\S]")
+            at = found.end()
+        elif text[at] == "\\":
+            if text[at + 1 : at + 2] not in ("s", "S", "r", "n", "t", "d", ".", "/", "-", "'", "[", "]", "(", ")", "p"):
+                return None
+            if text[at + 1] == "p":
+                return None
+            parts.append(text[at : at + 2])
+            at += 2
+        else:
+            if (text[at] == "[" and inside) or text.startswith("&&", at):
+                return None  # nested classes and intersections mean something else in re
+            inside = text[at] == "[" or (inside and text[at] != "]")
+            parts.append(text[at])
+            at += 1
+    try:
+        compiled = re.compile("".join(parts), re.ASCII)
+    except re.error:
+        return None
+    return compiled if compiled.groups == 0 else None
