@@ -157,7 +157,7 @@ class Renderer:
 
     def encoded(self, texts: Sequence[str]) -> list[Encoding | WordIds]:
         """Ids of rendered texts without added special tokens: by known words, else by the tokenizer on all cores."""
-        found = [self._words.encode(text) if self._words else None for text in texts]
+        found = self._words.encode_many(texts) if self._words else [None] * len(texts)
         rest = [text for text, known in zip(texts, found, strict=True) if known is None]
         encodings = iter(self.files.tokenizer.encode_batch(rest, add_special_tokens=False) if rest else ())
         return [known or next(encodings) for known in found]

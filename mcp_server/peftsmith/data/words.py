@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 _MOST_WORDS = 1 << 19
-_LONGEST_WORD = 64
 # tokenizers, pre_tokenizers/byte_level.rs; with digits cut out one by one first (pre_tokenizers/digits.rs), a run of
 # white space before a digit stands at the end of its piece.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -48,8 +48,7 @@ class Words:
         self._tokenizer = tokenizer
         self._words = pattern.findall
         self._added = added
-        longest_first = sorted(added, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")").split if added else None
+        self._split = re.compile(f"({_any_of(added)})").split if added else None
         self._known: dict[str, tuple[int, ...]] = {}
 
     @classmethod
@@ -73,52 +72,59 @@ class Words:
 
     def encode(self, text: str) -> WordIds | None:
         """The ids of `text` without added special tokens, or None: it is not ASCII, or a word is not one."""
-        if not text.isascii():
-            return None
-        if self._split is None:
-            ids = self._of_plain(text)
-            return None if ids is None else WordIds(ids)
-        every: list[int] = []
-        marks: dict[int, tuple[int, int]] = {}
-        place = 0
-        for number, part in enumerate(self._split(text)):
-            if number % 2:
-                marks[place] = (len(every), place + len(part))
-                every.append(self._added[part])
-            elif part:
-                ids = self._of_plain(part)
-                if ids is None:
-                    return None
-                every += ids
-            place += len(part)
-        return WordIds(every, marks)
+        return self.encode_many([text])[0]
 
-    def _of_plain(self, text: str) -> list[int] | None:
-        """Of text without added tokens."""
-        words = self._words(text)
-        if sum(map(len, words)) != len(text):
-            return None
-        known = self._known
+    def encode_many(self, texts: Sequence[str]) -> list[WordIds | None]:
+        """`encode` for each; what is new in all of them is tokenised at once, on all cores."""
+        cut = [self._cut(text) if text.isascii() else None for text in texts]
+        self._learn({word for parts in cut if parts for words in parts[::2] for word in words})
+        return [None if parts is None else self._joined(parts) for parts in cut]
+
+    def _cut(self, text: str) -> list[Any] | None:
+        """Lists of words, and between them added tokens; None when the pattern leaves something out."""
+        parts: list[Any] = self._split(text) if self._split else [text]
+        for place in range(0, len(parts), 2):
+            words = self._words(parts[place])
+            if sum(map(len, words)) != len(parts[place]):
+                return None
+            parts[place] = words
+        return parts
+
+    def _joined(self, parts: list[Any]) -> WordIds | None:
         ids: list[int] = []
-        for word in words:
-            found = known.get(word)
-            if found is None:
-                found = self._learn(word)
-                if found is None:
-                    return None
-            ids += found
-        return ids
+        marks: dict[int, tuple[int, int]] = {}
+        char = 0
+        known = self._known.__getitem__
+        for number, part in enumerate(parts):
+            if number % 2:
+                marks[char] = (len(ids), char + len(part))
+                ids.append(self._added[part])
+                char += len(part)
+                continue
+            try:
+                ids.extend(chain.from_iterable(map(known, part)))
+            except KeyError:
+                return None
+            char += sum(map(len, part))
+        return WordIds(ids, marks)
 
-    def _learn(self, word: str) -> tuple[int, ...] | None:
-        pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(word)
-        if len(pieces) != 1:
-            return None
-        ids = tuple(self._tokenizer.encode(word, add_special_tokens=False).ids)
-        if len(word) <= _LONGEST_WORD:
-            if len(self._known) >= _MOST_WORDS:
-                self._known.clear()
-            self._known[word] = ids
-        return ids
+    def _learn(self, words: set[str]) -> None:
+        """Take in those that are new and that the tokenizer does not cut further."""
+        if len(self._known) >= _MOST_WORDS:
+            self._known.clear()
+        new = list(words.difference(self._known))
+        if new:
+            for word, encoding in zip(new, self._tokenizer.encode_batch(new, add_special_tokens=False), strict=True):
+                if not any(encoding.word_ids[-1:]):
+                    self._known[word] = tuple(encoding.ids)
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern for the longest of these; by their first characters, since re looks for a common one very fast."""
+    by_first: dict[str, list[str]] = {}
+    for text in sorted(texts, key=len, reverse=True):
+        by_first.setdefault(text[0], []).append(re.escape(text[1:]))
+    return "|".join(f"{re.escape(first)}(?:{'|'.join(rest)})" for first, rest in by_first.items())
 
 
 def _stands_alone(token: AddedToken) -> bool:
