@@ -6,6 +6,7 @@ Does not know: what is looked for (examine.py).
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 import os
 import queue
@@ -24,6 +25,7 @@ from peftsmith.data.part import Part
 from peftsmith.errors import PeftsmithError
 
 _MOST = 8
+_PATIENCE = 5.0
 _FROM_BYTES = 8 << 20  # below this, starting processes takes longer than they save
 _KEPT = ("SYSTEMROOT", "LANG", "LC_ALL", "LC_TIME", "TZ", "HOME", "TMPDIR", "TEMP", "PATH")
 
@@ -63,12 +65,14 @@ def parts(checks: Checks, lots: Iterable[Lot], count: int) -> Iterator[Part]:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+        for process in crew:
+            _end(process, _PATIENCE)
     finally:
         for process in crew:
             process.kill()
         pool.shutdown(cancel_futures=True)
         for process in crew:
-            process.communicate()
+            _end(process, None)
 
 
 def _started(checks: Checks) -> subprocess.Popen[bytes]:
@@ -111,6 +115,16 @@ def _asked(process: subprocess.Popen[bytes], lot: Lot) -> Part:
             next_step="Report this; the rows before and behind these can be audited on their own meanwhile.",
         )
     return Part.unpacked(answer[1:])
+
+
+def _end(process: subprocess.Popen[bytes], seconds: float | None) -> None:
+    """Close its pipes, which tells it to end, and wait for it."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
 
 
 def write(stream: IO[bytes], body: bytes) -> None:

@@ -18,12 +18,34 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 _MOST_WORDS = 1 << 19
-# tokenizers, pre_tokenizers/byte_level.rs; with digits cut out one by one first (pre_tokenizers/digits.rs), a run of
-# white space before a digit stands at the end of its piece.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_DIGITS_FIRST = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-_ASCII_CLASS = {"L": "A-Za-z", "N": "0-9", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": ""}
-_CLASS = re.compile(r"\\p\{(\w+)\}")
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_BLANKS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SIGNS = r"| ?[^\sA-Za-z0-9]+[\r\n]*"
+_LETTERS = r"|[^\r\nA-Za-z0-9]?[A-Za-z]+"
+_QWEN = _ENDING + _LETTERS + "|[0-9]" + _SIGNS + _BLANKS
+# The patterns that tokenizers are made with, and what each is for ASCII text. Only these: a pattern from a file of
+# someone else's could keep re busy for ever. GPT-2's is in tokenizers, pre_tokenizers/byte_level.rs.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"
+# With digits cut out one by one first (pre_tokenizers/digits.rs), a run of blanks before one ends its piece.
+_DIGITS_FIRST = r"[0-9]|'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s+(?![^\s0-9])|\s+"
+_SPLITS = {
+    # Llama 3, and SmolLM3, Granite 4 and others after it
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+": _ENDING + _LETTERS + "|[0-9]{1,3}" + _SIGNS + _BLANKS,
+    # Qwen 2, 2.5 and 3
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+": _QWEN,
+    # Qwen 3.5: marks belong to words, and none is ASCII
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+": _QWEN,
+    # gpt-oss, Phi 4 mini and others with OpenAI's o200k
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": (
+        rf"[^\r\nA-Za-z0-9]?[A-Z]*[a-z]+{_ENDING}?|[^\r\nA-Za-z0-9]?[A-Z]+[a-z]*{_ENDING}?|[0-9]{{1,3}}"
+        r"| ?[^\sA-Za-z0-9]+[\r\n/]*" + _BLANKS
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -134,48 +156,18 @@ def _stands_alone(token: AddedToken) -> bool:
 def _pattern(document: Mapping[str, Any] | None) -> re.Pattern[str] | None:
     """How ASCII text is cut into words by this part of tokenizer.json; None for any way that is not known here."""
     steps = [document] if document is None or document["type"] != "Sequence" else document["pretokenizers"]
+    found = None
     match steps:
         case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
-            return _ascii(_GPT2)
+            found = _GPT2
         case [
             {"type": "Digits", "individual_digits": True},
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
         ]:
-            return _ascii(_DIGITS_FIRST)
+            found = _DIGITS_FIRST
         case [
             {"type": "Split", "pattern": {"Regex": str(text)}, "behavior": "Isolated", "invert": False},
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
         ]:
-            return _ascii(text)
-    return None
-
-
-def _ascii(text: str) -> re.Pattern[str] | None:
-    """A pattern with Unicode's letter and number classes written out for ASCII; None where re cannot follow it."""
-    parts, inside, at = [], False, 0
-    while at < len(text):
-        found = _CLASS.match(text, at)
-        if found:
-            letters = _ASCII_CLASS.get(found[1])
-            if letters is None:
-                return None
-            parts.append(letters if inside else f"[{letters}]" if letters else r"[^\s\S]")
-            at = found.end()
-        elif text[at] == "\\":
-            if text[at + 1 : at + 2] not in ("s", "S", "r", "n", "t", "d", ".", "/", "-", "'", "[", "]", "(", ")", "p"):
-                return None
-            if text[at + 1] == "p":
-                return None
-            parts.append(text[at : at + 2])
-            at += 2
-        else:
-            if (text[at] == "[" and inside) or text.startswith("&&", at):
-                return None  # nested classes and intersections mean something else in re
-            inside = text[at] == "[" or (inside and text[at] != "]")
-            parts.append(text[at])
-            at += 1
-    try:
-        compiled = re.compile("".join(parts), re.ASCII)
-    except re.error:
-        return None
-    return compiled if compiled.groups == 0 else None
+            found = _SPLITS.get(text)
+    return None if found is None else re.compile(found, re.ASCII)
