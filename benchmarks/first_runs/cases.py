@@ -56,8 +56,8 @@ def kinds() -> dict[str, str]:
 
 def sizes(model_type: str) -> dict[str, Any]:
     """What the type's default config lacks."""
-    found: dict[str, Any] = facts()["types"].get(kinds().get(model_type, ""), {}).get(model_type, {})
-    return found
+    known: dict[str, dict[str, Any]] = facts()["types"].get(kinds().get(model_type, ""), facts()["others"])
+    return known.get(model_type, {})
 
 
 def combination(
@@ -149,7 +149,12 @@ def _drawn(draw: random.Random, supported: list[str]) -> Case:
         chosen["quantization"] = quantizations[quantization]
     if name == "LORA":
         chosen["config"] = draw.choice(({}, *facts()["variants"][:6]))
-    training = {"precision": draw.choice(("fp32", "fp32", "bf16")), "gradient_checkpointing": draw.random() < 0.3}
+    training = {
+        "precision": draw.choice(("fp32", "fp32", "bf16")),
+        "gradient_checkpointing": draw.random() < 0.3,
+        "gradient_accumulation": draw.choice((1, 1, 2)),
+        "optimizer": draw.choice(("adamw_torch_fused",) * 7 + ("adamw_8bit", "adamw_8bit", "paged_adamw_8bit")),
+    }
     if name != methods.FULL and not methods.method(name).checkpointing:
         training["gradient_checkpointing"] = False
     return combination(model_type, draw.choice(tasks(model_type)), chosen, training)

@@ -39,12 +39,12 @@ class Method:
 
     `names` maps the plan's own names (rank, alpha, dropout, target_modules) to the config's fields. `defaults` are the
     plan's values where it is silent, `with_rank` more of them for a plan that gives a rank, `needs` the fields without
-    which PEFT cannot build the adapter. `merges` and `resumes` hold for a plain base, and unless an option of `unmerged`
-    or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on` are model types that it fails on,
-    `only_on` the only ones, `fails_quantised` those it fails on when quantised; `tasks` PEFT's task types. `own_forward`:
-    TRL's fused head does not reach its loss. `divides`, `decomposes` and `twin_width` say how small a model can be
-    (twin_head). `unsupported` is the reason why no project is generated with it, or None; `refused` maps an option's name
-    and value ("*": any) to such a reason.
+    which PEFT cannot build the adapter. `merges` and `resumes` hold for a plain base, and unless an option of
+    `unmerged` or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on` are model types that
+    it fails on, `only_on` the only ones, `fails_quantised` those it fails on when quantised; `widens`: on a quantised
+    base its layers answer in float32; `tasks` are PEFT's task types. `own_forward`: TRL's fused head does not reach its
+    loss. `divides`, `decomposes` and `twin_width` say how small a model can be (twin_head). `unsupported` is the reason
+    why no project is generated with it, or None; `refused` maps an option's name and value ("*": any) to such a reason.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Method:
     fails_on: tuple[str, ...] = ()
     only_on: tuple[str, ...] = ()
     fails_quantised: tuple[str, ...] = ()
+    widens: bool = False
     unsupported: str | None = None
     note: str = ""
 

@@ -19,7 +19,6 @@ from peftsmith.model import catalogue
 from peftsmith.plan import FineTunePlan
 
 _HEADS = ("lm_head", "embed_out")
-_LOFTQ = ("loftq_bits", "loftq_iter")
 # PEFT refuses out_proj and conv1d of these types (tuners_utils.py, _check_lora_target_modules_mamba) to these methods.
 _STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _CHECKED = ("LORA", "ADALORA", "RANDLORA")
@@ -73,10 +72,6 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
     if method.config.get("init_lora_weights") == "eva" and plan.task_type != "CAUSAL_LM":
         message = "The scripts start EVA from the rows of a language model only."
         yield finding("plan.method.option", message, option="init_lora_weights")
-    loftq = method.config.get("loftq_config") or {}
-    if method.config.get("init_lora_weights") == "loftq" and not all(name in loftq for name in _LOFTQ):
-        message = f"LoftQ needs loftq_config with {' and '.join(_LOFTQ)}: PEFT fills in neither."
-        yield finding("plan.method.option", message, option="loftq_config")
     targets = method.target_modules if isinstance(method.target_modules, list) else []
     heads = [name for name in targets if name.rpartition(".")[2] in _HEADS]
     if heads and plan.task_type == "CAUSAL_LM":
@@ -120,7 +115,7 @@ def _quantization(plan: FineTunePlan) -> Iterator[Finding]:
             "plan.method.parameters", "target_parameters are not quantised and cannot be adapted in 4 or 8 bits."
         )
     init = str(method.config.get("init_lora_weights", ""))
-    if init.startswith(("loftq", "pissa", "mica")):
+    if init.startswith(("pissa", "mica")):
         message = f"{init} decomposes a 16-bit base; it cannot start from a quantised one."
         yield finding("plan.method.option", message, option="init_lora_weights")
 
@@ -142,6 +137,18 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if model_type in known.fails_quantised and plan.method.quantization:
         message = f"{known.name} does not train on a quantised {model_type} model."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+    elif (
+        known.widens and plan.method.quantization and plan.training.precision != "fp32" and _has_layer_norm(model_type)
+    ):
+        message = f"{known.name} on a quantised {model_type} model gives its LayerNorms float32: train in fp32."
+        yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+
+
+def _has_layer_norm(model_type: str) -> bool:
+    """A norm that, unlike RMSNorm, takes no input of another type than its weights; True where it is not known."""
+    entries = [catalogue.entry(model_type, task) for task in catalogue.tasks(model_type)]
+    norms = {module[1] for entry in entries if entry for module in entry["modules"].values() if module[0] == "norm"}
+    return not norms or "LayerNorm" in norms
 
 
 def _tied_tokens(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding]:

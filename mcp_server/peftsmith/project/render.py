@@ -58,7 +58,10 @@ MODEL_CLASSES = {
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
 # TRL 1.16 reads num_experts for the router's loss, which these configurations do not have.
-_WITHOUT_ROUTER_LOSS = ("granitemoe",)
+_WITHOUT_ROUTER_LOSS = ("granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "llama4", "llama4_text",
+                        "deepseek_v4")  # fmt: skip
+# Here TRL's fused head takes the whole model for its body; the model's own loss works.
+_OWN_LOSS = ("llama4", "llama4_text")
 # The columns of a format that data.columns can rename.
 ROW_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
 _READERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"}
@@ -114,6 +117,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "unwraps": method["saves_modules"] and trains_whole and not method["lora"],
         **task,
         **method,
+        "own_forward": method["own_forward"] or lock.base.get("model_type") in _OWN_LOSS,
     }
 
 

@@ -39,7 +39,8 @@ def pinned() -> str:
 def for_plan(plan: FineTunePlan) -> str:
     """The text of requirements.txt; PeftsmithError when the shipped pins are damaged."""
     unneeded: set[str] = set()
-    if plan.task not in ("classification", "sequence_classification") and not _needs_scipy(plan):
+    # AdaMSS clusters with scikit-learn.
+    if plan.task not in ("classification", "sequence_classification") and plan.method.peft_type != "ADAMSS":
         unneeded |= _CLASSIFIER
     if plan.tracking != "tensorboard":
         unneeded |= _TENSORBOARD
@@ -49,14 +50,8 @@ def for_plan(plan: FineTunePlan) -> str:
 
 
 def quantises(plan: FineTunePlan) -> bool:
-    """True when the scripts need bitsandbytes: a quantised base, an optimiser with 8-bit states, or LoftQ's start."""
-    loftq = plan.method.config.get("init_lora_weights") == "loftq"
-    return plan.method.quantization is not None or "8bit" in plan.training.optimizer or loftq
-
-
-def _needs_scipy(plan: FineTunePlan) -> bool:
-    """AdaMSS clusters with scikit-learn, LoftQ quantises with scipy."""
-    return plan.method.peft_type == "ADAMSS" or plan.method.config.get("init_lora_weights") == "loftq"
+    """True when the scripts need bitsandbytes: a quantised base, or an optimiser with 8-bit states."""
+    return plan.method.quantization is not None or "8bit" in plan.training.optimizer
 
 
 @cache

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Reloading changes nothing, so only the order of float32 sums may differ. A merge rounds each weight to its type
-# once: 2^-8 relative in bfloat16, against an effect of the size of the weights themselves.
-RELOAD_TOLERANCE = 1e-3
+# Reloading changes nothing, so only the order of float32 sums may differ; but a prompt that is trained in 16 bits is
+# saved as the rounded sum of its parts. A merge rounds each weight to its type once: 2^-8 relative in bfloat16, against
+# an effect of the size of the weights themselves.
+RELOAD_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 1e-2
 MERGE_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 _SHARE = 0.1  # of a number's own size, where that is larger
 _LOUD = 0.02  # root mean square of an amplified adapter's weight change: as large as the twin's own weights

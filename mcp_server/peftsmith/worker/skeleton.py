@@ -14,6 +14,7 @@ from typing import Any
 
 HEAD = 16  # head dimension of a twin: small, even (rope), and divisible by every partial rotary factor in use
 LAYERS = 2
+LARGEST = 500_000_000  # parameters; a twin must not fill the memory of a laptop
 # Small enough to be fast, different from each other so that a transposed weight cannot pass unnoticed.
 EXPERTS, EXPERTS_PER_TOKEN, EXPERT_INTERMEDIATE = 4, 2, 48
 TOKENIZER_FILES = (
@@ -63,7 +64,12 @@ def build(
     transformers.set_seed(seed)
     dtype = loaded.dtype if isinstance(loaded.dtype, torch.dtype) else torch.float32
     headless = model_class in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
-    model = getattr(transformers, "AutoModel" if headless else model_class).from_config(loaded, dtype=dtype)
+    auto = getattr(transformers, "AutoModel" if headless else model_class)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in auto.from_config(loaded, dtype=dtype).parameters())
+    if size > LARGEST:
+        raise ValueError(f"a {loaded.model_type} model cannot be cut down: {size:,} parameters are left")
+    model = auto.from_config(loaded, dtype=dtype)
     model.save_pretrained(folder)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
@@ -86,7 +92,17 @@ def build(
 
 def cut_down(config: Any, head: int = HEAD, layers: int | None = LAYERS) -> None:
     """Shrink a transformers configuration in place; the vocabulary and everything that is not a size stays."""
-    text = config.get_text_config()
+    from transformers import PreTrainedConfig
+
+    halves = [getattr(config, name, None) for name in ("encoder", "decoder")]
+    inner = [each for each in halves if isinstance(each, PreTrainedConfig)]
+    for text in inner or [config.get_text_config()]:
+        if hasattr(text, "per_layer_config"):  # gemma4: the twin's layers are all of one width
+            text.allow_global_per_layer_attribute_access = True
+        _cut_down(text, head, layers)
+
+
+def _cut_down(text: Any, head: int, layers: int | None) -> None:
     hidden = _heads(text, head)
     _set(
         text,
@@ -101,6 +117,7 @@ def cut_down(config: Any, head: int = HEAD, layers: int | None = LAYERS) -> None
     _set(text, head // 2, "rotary_dim")
     _set(text, head, "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "d_kv")
     _set(text, 2 * head, "qk_head_dim")
+    _set(text, head, "hidden_size_per_layer_input")
     _set(text, EXPERTS, "num_local_experts", "num_experts", "n_routed_experts")
     _set(text, EXPERTS_PER_TOKEN, "num_experts_per_tok")
     _set(
@@ -123,7 +140,8 @@ def _heads(text: Any, head: int) -> int:
     small, kv_heads = small_heads(heads, getattr(text, "num_key_value_heads", None))
     width = old_hidden / (heads * old_rotary) if old_rotary else 1.0  # 1.0 unless the head size is explicit
     hidden = max(2 * head, round(small * width) * head)
-    _set(text, hidden, "hidden_size", "d_model", "embedding_size", "word_embed_proj_dim", "pooler_hidden_size")
+    _set(text, hidden, "hidden_size", "d_model", "embedding_size", "word_embed_proj_dim", "pooler_hidden_size",
+         "attention_hidden_size", "cross_attention_hidden_size")  # fmt: skip
     _set(text, small, "num_attention_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
     _set(text, kv_heads, "num_key_value_heads")
     _set(text, head, "head_dim", "d_head")
@@ -166,6 +184,11 @@ def _layers(text: Any, least: int | None) -> None:
     for name, value in list(own.items()):
         if isinstance(value, list) and len(value) == old_layers > len(kept) and name != "block_types":
             setattr(text, name, [value[index] for index in kept])
+    by_layer = getattr(text, "per_layer_config", None)
+    if isinstance(by_layer, dict):
+        text.per_layer_config = {kept.index(each): value for each, value in by_layer.items() if each in kept}
+    if getattr(text, "attn_layer_indices", None):
+        text.attn_layer_indices = [place for place, index in enumerate(kept) if index in text.attn_layer_indices]
     if getattr(text, "hybrid_layer_ids", None):  # zamba2 works them out when it is read, and only then
         text.hybrid_layer_ids = [place for place, kind in enumerate(text.layer_types) if kind == "hybrid"]
 
