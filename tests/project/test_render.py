@@ -145,7 +145,7 @@ def test_only_what_the_plan_needs(rendered):
         wanted.task in ("classification", "sequence_classification")
     )
     assert ("LABELS = [" in files["train.py"]) == wanted.task.endswith("classification")
-    assert ("merge.py" in files) == render.proof_facts(wanted)["merges"]
+    assert ("merge.py" in files) == render.proof_facts(wanted, "llama")["merges"]
     assert ("eval_strategy" in files["train.py"]) == bool(wanted.data.eval)
     assert "BitsAndBytesConfig" not in files.get("merge.py", "")
     assert ("HF_TOKEN=your_hugging_face_token_here" in files[".env.example"]) == bool(wanted.base.revision)

@@ -16,7 +16,8 @@ from typing import Any
 
 from peftsmith import files
 from peftsmith.data import content, licence
-from peftsmith.data.examples import AnyExample, Classified, Tagged
+from peftsmith.data.answers import Answers
+from peftsmith.data.examples import AnyExample, Answered, Classified, Tagged
 from peftsmith.data.formats import Detected, Mapping, RowFault, as_chat, detect, read_rows, rivals, to_example
 from peftsmith.data.overlap import Split
 from peftsmith.data.rendering import Renderer
@@ -37,6 +38,8 @@ FAULT_FINDING = {
     "empty": "data.rows.empty",
     "encoding": "data.rows.surrogate",
     "label": "data.labels.unknown",
+    "answer": "data.answers.misplaced",
+    "units": "data.answers.units",
 }
 LEAST_CONFIDENCE = 0.9
 _IMBALANCE = 10
@@ -246,6 +249,7 @@ class _Pass:
         self.similar = similar
         self._scans = scans
         self._tags = False  # the same tags in most rows are nothing odd
+        self._answers = Answers()
         self._repetition = Repetition()
         self._questions, self._classes, self._numbers = array("Q"), array("I"), array("I")
         self._places: dict[str, int] = {}
@@ -270,6 +274,8 @@ class _Pass:
             self._questions.append(seen.loose_question_key())
             self._classes.append(self._places.setdefault(example.label, len(self._places)))
             self._numbers.append(number)
+        elif isinstance(example, Answered):
+            self._answers.add(number, example)
         self._tags = isinstance(example, Tagged)
         return len(seen.text)
 
@@ -300,6 +306,7 @@ class _Pass:
                 share=round(count / self.rows, 4),
                 rows=[number],
             )
+        yield from self._answers.findings()
         for split in self.splits:
             yield from split.tallies.findings(split.rows)
             unseen = sorted(set(split.labels) - set(self.labels))

@@ -1,6 +1,7 @@
 """Rows that stand in two splits: the eval and test rows by their keys, and what is found again.
 
-Knows: the questions of one split, exactly, by case and white space, and by like words; its labels and broken rows.
+Knows: the questions of one split, exactly, by case and white space, and by like words; the texts that questions are
+about; its labels and broken rows.
 Does not know: formats (convert.py), keys and sketches (views.py, similar.py).
 
 A question is the same under whatever label or system message. A near match by words must have a like answer too: two
@@ -41,6 +42,7 @@ class Split:
         self.tallies = Tallies()
         self._exact: dict[int, int] = {}
         self._loose: dict[int, int] = {}
+        self._contexts: dict[int, int] = {}
         self._words = Lookup() if words else None
         for row in read_rows(path):
             self.rows += 1
@@ -54,6 +56,8 @@ class Split:
             seen = view(example)
             self._exact.setdefault(seen.question_key(), row.number)
             self._loose.setdefault(seen.loose_question_key(), row.number)
+            if seen.context:
+                self._contexts.setdefault(hash(seen.context), row.number)
             if self._words is not None:
                 self._words.add(row.number, sketch(seen))
             if isinstance(example, Classified):
@@ -78,3 +82,5 @@ class Split:
         if match:
             self.found += 1
             tallies.add(f"data.{self.name}.{match[0]}", number, f"row {match[1]} of the {self.name}")
+        elif seen.context and (row := self._contexts.get(hash(seen.context))):
+            tallies.add(f"data.{self.name}.context", number, f"row {row} of the {self.name}")

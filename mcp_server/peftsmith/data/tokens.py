@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from peftsmith.data import labels
 from peftsmith.data.content import special_token_search
-from peftsmith.data.examples import AnyExample, Chat, Classified, Judged, Message, Pair, Plain, Preference, Tagged
+from peftsmith.data.examples import Answered, AnyExample, Chat, Classified, Judged, Message, Pair, Plain, Preference, Tagged
 from peftsmith.data.rendering import Labelled, Renderer
 from peftsmith.data.tally import Lengths, Tallies
 from peftsmith.data.templating import Pair as Rendering
@@ -26,6 +27,7 @@ _TRAINERS: dict[type, labels.TrainerName] = {
     Judged: "kto",
     Classified: "classification",
     Tagged: "tagging",
+    Answered: "answers",
     Pair: "seq2seq",
 }
 _AHEAD = 3  # chunks that may wait: enough to keep both threads busy
@@ -128,12 +130,18 @@ class TokenAudit:
             self._no_template = True
             return
         settings = labels.Settings(trainer=trainer, max_length=None, labels=self._labels)
+        if trainer == "answers":  # a long context is read in windows, as plans have them where they are silent
+            settings = replace(settings, max_length=self._max_length, stride=self._max_length // 4)
         try:
             made = labels.rows_of(self._renderer, [example for _, example in rows], settings)
         except PeftsmithError as error:
             self._refused = error
             return
         for (number, example), sequences in zip(rows, made, strict=True):
+            if isinstance(example, Answered):
+                self._windows(number, example, sequences)
+                self._about_special(number, example)
+                continue
             for row in sequences:
                 if isinstance(row, labels.Row):
                     ends = row.values is None and row.label is None
@@ -144,6 +152,15 @@ class TokenAudit:
                     self._tallies.add("data.template.refuses", number, str(row.cause))
                     break
             self._about_special(number, example)
+
+    def _windows(self, number: int, example: Answered, windows: Sequence[labels.Labelled]) -> None:
+        """Count a question with its whole context; what is in no window is not cut off, but not seen either."""
+        for id_, detail in about_windows(example, windows):
+            self._tallies.add(id_, number, detail)
+        seen = [each for each in windows if isinstance(each, labels.Row)]
+        if seen:
+            self.lengths.add(seen[0].length)
+            self.loss_tokens += sum(each.trained for each in seen)
 
     def _row(
         self,
@@ -302,6 +319,16 @@ class TokenAudit:
             return False
         bos = self._renderer.files.bos_id
         return self._renderer.files.tokenizer.encode(text).ids[:2] == [bos, bos] != self._renderer.ids(text)[:2]
+
+
+def about_windows(example: Answered, windows: Sequence[labels.Labelled]) -> Iterator[tuple[str, str]]:
+    """(finding id, detail) for a question that no window has room for, and for an answer that no window holds."""
+    for each in windows:
+        if isinstance(each, PeftsmithError):
+            yield "data.answers.question_long", each.cause
+            return
+    if example.answers and all(isinstance(each, labels.Row) and each.start is None for each in windows):
+        yield "data.answers.lost", example.answers[0]
 
 
 def lost(conversation: list[Message], text: str) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ import json
 from typing import NamedTuple
 
 from peftsmith.data.examples import (
+    Answered,
     AnyExample,
     Chat,
     Classified,
@@ -31,7 +32,7 @@ class View(NamedTuple):
     stands above it. `beside` holds system messages and rejected answers. `rest` is what is not text (tool calls).
 
     `text` is all of it for looking through, parts divided by line feeds. `turns` are the roles in their order,
-    `earlier` the assistant's earlier answers, `system` is what stands above all.
+    `earlier` the assistant's earlier answers, `system` is what stands above all, `context` what a question is about.
     """
 
     asked: str
@@ -41,6 +42,7 @@ class View(NamedTuple):
     turns: tuple[str, ...] = ()
     earlier: str = ""
     system: str = ""
+    context: str = ""
 
     def question_key(self) -> int:
         """Equal (64 bits) for equal questions."""
@@ -82,6 +84,9 @@ def view(example: AnyExample) -> View:
     if isinstance(example, Tagged):
         words = " ".join(example.words)
         return View(words, " ".join(example.tags), words)
+    if isinstance(example, Answered):
+        asked = f"{example.question}\n{example.context}"
+        return View(asked, example.answers[0] if example.answers else "", asked, str(example.starts), context=example.context)
     if isinstance(example, Pair):
         return View(example.source, example.target, f"{example.source}\n{example.target}")
     if isinstance(example, Preference):
