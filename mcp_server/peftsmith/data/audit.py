@@ -17,7 +17,7 @@ from typing import Any
 from peftsmith import files
 from peftsmith.data import content, licence
 from peftsmith.data.answers import Answers
-from peftsmith.data.examples import AnyExample, Answered, Classified, Tagged
+from peftsmith.data.examples import Answered, AnyExample, Classified, Tagged
 from peftsmith.data.formats import Detected, Mapping, RowFault, as_chat, detect, read_rows, rivals, to_example
 from peftsmith.data.overlap import Split
 from peftsmith.data.rendering import Renderer

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def rows_of(renderer: Renderer, examples: Sequence[AnyExample], settings: Settings) -> list[list[Labelled]]:
-    """One row for each example, one a window for a question. Source: transformers 5.23 examples/pytorch run_glue, run_ner, run_qa, run_summarization.
+    """One row for each example, for a question one a window of its context.
+
+    Source: transformers 5.23 examples/pytorch run_glue, run_ner, run_qa, run_summarization.
 
     Raises SettingsRefused for rows of another kind and for a label that settings.labels does not hold.
     """

@@ -10,7 +10,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from peftsmith.data.examples import Answered, AnyExample, Chat, Classified, Judged, Message, Pair, Plain, Preference, Tagged
+from peftsmith.data.examples import (
+    Answered,
+    AnyExample,
+    Chat,
+    Classified,
+    Judged,
+    Message,
+    Pair,
+    Plain,
+    Preference,
+    Tagged,
+)
 from peftsmith.data.mapping import Mapping as RowMapping
 from peftsmith.plan import Data, DataFormat
 

@@ -13,7 +13,18 @@ from dataclasses import replace
 
 from peftsmith.data import labels
 from peftsmith.data.content import special_token_search
-from peftsmith.data.examples import Answered, AnyExample, Chat, Classified, Judged, Message, Pair, Plain, Preference, Tagged
+from peftsmith.data.examples import (
+    Answered,
+    AnyExample,
+    Chat,
+    Classified,
+    Judged,
+    Message,
+    Pair,
+    Plain,
+    Preference,
+    Tagged,
+)
 from peftsmith.data.rendering import Labelled, Renderer
 from peftsmith.data.tally import Lengths, Tallies
 from peftsmith.data.templating import Pair as Rendering

@@ -86,7 +86,9 @@ def view(example: AnyExample) -> View:
         return View(words, " ".join(example.tags), words)
     if isinstance(example, Answered):
         asked = f"{example.question}\n{example.context}"
-        return View(asked, example.answers[0] if example.answers else "", asked, str(example.starts), context=example.context)
+        return View(
+            asked, example.answers[0] if example.answers else "", asked, str(example.starts), context=example.context
+        )
     if isinstance(example, Pair):
         return View(example.source, example.target, f"{example.source}\n{example.target}")
     if isinstance(example, Preference):

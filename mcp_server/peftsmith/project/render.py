@@ -68,8 +68,6 @@ ROW_COLUMNS = {
 }
 _ASKED = {"classifier": '--text "Hello"', "answers": '--question "Who came" --context "The parcel came"'}
 BODY_NAMES = {r"^model\.": "transformer."}  # as in the scripts (partials/body_names.py.j2)
-# Methods whose learnt tokens stand before a row's own.
-_TOKENS_BEFORE = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
 _READERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+){1,3}([a-z0-9.+]*)?")
 _BLANK_LINES = re.compile(r"\n{4,}")
@@ -119,7 +117,6 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "router_loss": lock.base.get("model_type") not in _WITHOUT_ROUTER_LOSS,
         "torch_version": requirements.torch_version(),
         "body_renamed": _body_renamed(plan, str(lock.base.get("model_type"))),
-        "places_before": plan.method.peft_type in _TOKENS_BEFORE,
         "reports_loading": task["kind"] == "answers"
         or (task["labelled_head"] and method["saves_modules"] and not plan.method.full),
         **task,

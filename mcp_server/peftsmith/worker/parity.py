@@ -47,7 +47,8 @@ def logits(model: Any, ids: Any) -> Any:
 
 def _points(model: Any) -> bool:
     """Does the model say where an answer starts and ends?"""
-    return any(name.endswith("qa_outputs") for name, _ in model.named_modules())
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "ForQuestionAnswering" in type(inner).__name__
 
 
 def vocabulary(model: Any) -> int:

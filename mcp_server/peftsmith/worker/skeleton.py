@@ -41,7 +41,8 @@ def build(
     """Write a loadable twin of the model that `config` (config.json as a dict) describes into `folder`.
 
     `model_class` is the Auto class that the scripts load it with; a base for classification or question answering
-    gets no head, since the real one has none that fits; one that writes text keeps that head, and its weights' names. `head` is the dimension of an attention head; every width is a multiple of it.
+    gets no head, since the real one has none that fits (for answers that of a language model, with its names).
+    `head` is the dimension of an attention head; every width is a multiple of it.
     Tokenizer, chat template and generation settings are the real ones, byte for byte. Returns what was built:
     architecture, parameters, layers, hidden, intermediate, heads, kv_heads, vocab, dtype, and `changed` (what could
     not stay as it is). Raises what transformers raises for a configuration that it does not know.
@@ -84,10 +85,13 @@ def build(
 
 def _written_with(model_class: str, config: Any) -> str:
     """The Auto class whose checkpoint the scripts meet: never one with the head that they are about to train."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
-    if model_class == "AutoModelForQuestionAnswering" and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return "AutoModelForCausalLM"
+    if model_class == "AutoModelForQuestionAnswering":
+        if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+            return "AutoModelForSeq2SeqLM"
+        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return "AutoModelForCausalLM"
     heads = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
     return "AutoModel" if model_class in heads else model_class
 

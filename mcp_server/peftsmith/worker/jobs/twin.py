@@ -27,8 +27,8 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
 
     arguments: project and work (folders; work is the caller's to remove), config (config.json as a dict), tokenizer
     (folder with the real tokenizer files), plan (as plain data), scripts (model_class, task_type, result, labels,
-    key_mapping, plain_lora, merges, resumes, head), seed. Returns checks, phases in seconds, model (what the twin is) and swapped
-    (what the processor does otherwise than the plan says).
+    key_mapping, plain_lora, merges, resumes, head), seed. Returns checks, phases in seconds, model (what the twin is)
+    and swapped (what the processor does otherwise than the plan says).
     """
     project, work = Path(arguments["project"]), Path(arguments["work"])
     stated = dict(arguments["scripts"])
