@@ -95,7 +95,7 @@ def notes(example: AnyExample, seen: View) -> Iterator[Note]:
         yield "data.rows.placeholder", place
     if isinstance(example, Answered):
         if any(text != text.strip() for text in example.answers):
-            yield "data.answers.whitespace", repr(example.answers[0])
+            yield "data.answers.whitespace", repr(secrets.redact(example.answers[0]))
     elif not isinstance(example, (Classified, Tagged)):
         yield from _answer(seen.asked, answer or seen.asked, lowered)
 

@@ -29,6 +29,7 @@ from peftsmith.data.examples import (
 from peftsmith.data.faults import RowFault
 from peftsmith.data.mapping import Mapping
 from peftsmith.plan import DataFormat
+from peftsmith.secrets import redact
 
 Row = Lookup[str, Any]
 
@@ -238,8 +239,8 @@ def _stands_there(context: str, text: str, start: int) -> None:
             raise RowFault("units", f"answer_start {start} counts {name}; in characters it is {place}")
     found = context.find(text)
     where = f"it stands at {found}" if found >= 0 else "it stands nowhere in it"
-    shown = files.clean(repr(context[start : start + len(text)]), 60)
-    raise RowFault("answer", f"at {start} the context has {shown}, not {files.clean(repr(text), 60)}; {where}")
+    there, wanted = (files.clean(repr(redact(each)), 60) for each in (context[start : start + len(text)], text))
+    raise RowFault("answer", f"at {start} the context has {there}, not {wanted}; {where}")
 
 
 def _roles(usual: Lookup[str, str], mapping: Mapping) -> Lookup[str, str]:

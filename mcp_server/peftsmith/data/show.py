@@ -24,7 +24,7 @@ from peftsmith.data.rendering import Renderer
 from peftsmith.data.supervision import Supervision
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, worst_first
-from peftsmith.secrets import redact
+from peftsmith.secrets import redact_parts
 
 MOST_ROWS = 200
 LONGEST_SHOWN = 20_000  # characters of one row
@@ -184,7 +184,9 @@ def _shown(
         notes.append("no answer here")
     if isinstance(example, Classified):
         notes.append(f"class {files.clean(example.label, 60)}")
-    pieces = [Piece(visible(redact(each.text)), each.trained) for each in _pieces(renderer, example, row, settings)]
+    cut = list(_pieces(renderer, example, row, settings))
+    texts = redact_parts([each.text for each in cut])
+    pieces = [Piece(visible(text), each.trained) for text, each in zip(texts, cut, strict=True) if text]
     trained = sum(end - first for first, end in row.spans) if row.values is None else row.trained
     return ShownRow(number, _shortened(pieces), len(row.ids), trained, row.part, "; ".join(notes))
 

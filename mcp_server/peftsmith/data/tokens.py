@@ -28,6 +28,7 @@ from peftsmith.data.part import Part
 from peftsmith.data.rendering import Labelled, Renderer
 from peftsmith.data.templating import TemplateRefused, TemplateStopped
 from peftsmith.errors import PeftsmithError
+from peftsmith.secrets import redact
 
 _TRAINERS: dict[type, labels.TrainerName] = {
     Plain: "sft",
@@ -209,7 +210,7 @@ def about_windows(example: Answered, windows: Sequence[labels.Labelled]) -> Iter
             yield "data.answers.question_long", each.cause
             return
     if example.answers and all(isinstance(each, labels.Row) and each.start is None for each in windows):
-        yield "data.answers.lost", example.answers[0]
+        yield "data.answers.lost", redact(example.answers[0])
 
 
 def lost(conversation: list[Message], text: str) -> tuple[str, str] | None:

@@ -45,6 +45,15 @@ def logits(model: Any, ids: Any) -> Any:
     return outputs.logits.float()
 
 
+def logits_without(model: Any, ids: Any) -> Any:
+    """The same without the adapter. PEFT cannot switch off a learnt prompt where the base does not generate; the base
+    inside has none."""
+    if model.active_peft_config.is_prompt_learning:
+        return logits(model.get_base_model(), ids)
+    with model.disable_adapter():
+        return logits(model, ids)
+
+
 def _points(model: Any) -> bool:
     """Does the model say where an answer starts and ends?"""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model

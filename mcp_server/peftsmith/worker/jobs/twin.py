@@ -171,8 +171,7 @@ def _reload(book: Book, trainer: Any, base: Path, result: Path, wanted: proofs.W
             effect = parity.difference(expected, parity.logits(wanted.loader.load(base, dtype), ids))
             fresh = wanted.loader.load(result, dtype)
         else:
-            with memory.disable_adapter():
-                effect = parity.difference(expected, parity.logits(memory, ids))
+            effect = parity.difference(expected, parity.logits_without(memory, ids))
             fresh = parity.load_adapter(wanted.loader.load(base, dtype, quantization, as_it_is=True), result)
         actual = parity.difference(expected, parity.logits(fresh, ids))
         seen |= {"largest_difference": actual, "adapter_effect": effect, "dtype": proofs.name_of(dtype)}
