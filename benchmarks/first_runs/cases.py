@@ -171,8 +171,9 @@ def refusals(case: Case) -> list[str]:
 
 def tasks(model_type: str) -> tuple[str, ...]:
     """The tasks for which transformers has a class; a decoder classifies as well."""
-    heads = ("sequence_classification", "token_classification")
-    wanted = {"encoder": heads, "encoder-decoder": ("seq2seq",)}.get(kinds()[model_type], (*GENERATING, *heads))
+    understood = ("sequence_classification", "token_classification", "question_answering")
+    special: dict[str, tuple[str, ...]] = {"encoder": understood, "encoder-decoder": ("seq2seq", "question_answering")}
+    wanted = special.get(kinds()[model_type], (*GENERATING, *understood))
     return tuple(task for task in wanted if methods.supports(plan.TASK_TYPES[task], model_type))  # type: ignore[index]
 
 

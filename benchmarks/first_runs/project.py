@@ -161,7 +161,8 @@ def row(wanted: plan.FineTunePlan, number: int, extra: str = "") -> dict[str, An
     text = f"{tiny.CORPUS[number % len(tiny.CORPUS)]} {number}{extra}"
     labels = data.labels or ["billing", "delivery"]
     label, words = labels[number % len(labels)], text.split()
-    named = {name: data.columns.get(name, name) for name in ("tokens", "tags", "source", "target")}
+    columns = ("tokens", "tags", "source", "target", "question", "context", "answers")
+    named = {name: data.columns.get(name, name) for name in columns}
     rows: Mapping[str, dict[str, Any]] = {
         "messages": {
             "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": f"that is {label}"}]
@@ -172,6 +173,11 @@ def row(wanted: plan.FineTunePlan, number: int, extra: str = "") -> dict[str, An
         "token_classification": {
             named["tokens"]: words,
             named["tags"]: [labels[len(word) % len(labels)] for word in words],
+        },
+        "question_answering": {
+            named["question"]: f"what is row {number} about?",
+            named["context"]: text,
+            named["answers"]: {"text": [words[1]], "answer_start": [text.index(words[1])]},
         },
         "seq2seq": {named["source"]: text, named["target"]: f"that is {label}{extra}"},
     }

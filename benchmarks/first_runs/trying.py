@@ -74,10 +74,11 @@ def _try(case: Case, project: Path, base: Path, environment: Environment | None)
     errors = _errors(vet.vet(project, environment))
     if errors:
         return {"outcome": "failed", "why": [f"{each.id}: {each.message}" for each in errors]}
-    return _proven(wanted, twin.run_twin(project, environment))
+    stated = render.proof_facts(wanted, str(case.config.get("model_type")))
+    return _proven(wanted, stated, twin.run_twin(project, environment))
 
 
-def _proven(wanted: plan.FineTunePlan, verdict: twin.Twin) -> dict[str, Any]:
+def _proven(wanted: plan.FineTunePlan, stated: dict[str, Any], verdict: twin.Twin) -> dict[str, Any]:
     errors = _errors(verdict.findings)
     if errors:
         return {"outcome": "failed", "why": [f"{each.id}: {each.message[:500]}{_figures(each)}" for each in errors]}
@@ -85,7 +86,6 @@ def _proven(wanted: plan.FineTunePlan, verdict: twin.Twin) -> dict[str, Any]:
     proven = {each["name"] for each in verdict.seen["proofs"] if each["ok"]}
     if not proven:
         return {"outcome": "unknown", "why": unknown}
-    stated = render.proof_facts(wanted)
     cannot = {
         "merge": not stated["merges"],
         "resume": not stated["resumes"],

@@ -37,7 +37,7 @@ KINDS = {
     "classification": "language",
     "sequence_classification": "classifier",
     "token_classification": "classifier",
-    "question_answering": "seq2seq",
+    "question_answering": "answers",
     "seq2seq": "seq2seq",
 }
 TITLES = {
@@ -55,6 +55,7 @@ MODEL_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
 # TRL 1.16 reads num_experts for the router's loss, which these configurations do not have.
@@ -63,7 +64,13 @@ _WITHOUT_ROUTER_LOSS = ("granitemoe", "granitemoe_swa", "granitemoehybrid", "gra
 # Here TRL's fused head takes the whole model for its body; the model's own loss works.
 _OWN_LOSS = ("llama4", "llama4_text")
 # The columns of a format that data.columns can rename.
-ROW_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
+ROW_COLUMNS = {
+    "token_classification": ("tokens", "tags"),
+    "question_answering": ("question", "context", "answers"),
+    "seq2seq": ("source", "target"),
+}
+_ASKED = {"classifier": '--text "Hello"', "answers": '--question "Who came" --context "The parcel came"'}
+BODY_NAMES = {r"^model\.": "transformer."}  # as in the scripts (partials/body_names.py.j2)
 _READERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+){1,3}([a-z0-9.+]*)?")
 _BLANK_LINES = re.compile(r"\n{4,}")
@@ -113,6 +120,9 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
         "router_loss": lock.base.get("model_type") not in _WITHOUT_ROUTER_LOSS,
         "torch_version": requirements.torch_version(),
+        "body_renamed": _body_renamed(plan, str(lock.base.get("model_type"))),
+        "reports_loading": task["kind"] == "answers"
+        or (task["labelled_head"] and method["saves_modules"] and not plan.method.full),
         # Only LoRA's merge in PEFT can unload a module that was trained whole and has parts.
         "unwraps": method["saves_modules"] and trains_whole and not method["lora"],
         **task,
@@ -121,13 +131,18 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
     }
 
 
+def _body_renamed(plan: FineTunePlan, model_type: str) -> bool:
+    """Would the Auto class not find the weights that a checkpoint has? (transformers 5.23, question answering)"""
+    return plan.task_type == "QUESTION_ANS" and methods.body_renamed(model_type)
+
+
 # Options of LoRA that leave the number of trained parameters as rank and targets imply it, but for two starts: EVA
 # moves ranks between layers, MiCA trains one of the two matrices.
 _COUNTED = {"use_rslora", "init_lora_weights", "fan_in_fan_out", "alpha_pattern"}
 _NOT_COUNTED = ("eva", "mica")
 
 
-def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
+def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
     """What the twin must know of the scripts that render() writes (worker/jobs/twin.py)."""
     method = plan.method
     facts = {**_task_facts(plan), **_method_facts(method)}
@@ -137,6 +152,7 @@ def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
         "model_class": facts["model_class"],
         "task_type": plan.task_type,
         "labels": plan.data.labels if facts["labelled_head"] else [],
+        "key_mapping": BODY_NAMES if _body_renamed(plan, model_type) else None,
         "result": facts["result"],
         "plain_lora": counted and set(method.config) <= _COUNTED,
         "merges": facts["merges"],
@@ -152,7 +168,7 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
     return {
         "kind": kind,
         "task_title": TITLES[plan.task],
-        "asked": '--text "Hello"' if kind == "classifier" else '--prompt "Hello"',
+        "asked": _ASKED.get(kind, '--prompt "Hello"'),
         "label_count": len(plan.data.labels),
         "task_type": plan.task_type,
         "model_class": MODEL_CLASSES[plan.task_type],
@@ -161,6 +177,7 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
         "classification": plan.task == "classification",
         "labelled": plan.task in LABELLED,
         "labelled_head": kind == "classifier",
+        "new_head": kind in ("classifier", "answers"),
         "column": {name: f"{name.upper()}_COLUMN" for name in named},
         "column_settings": [
             {"setting": f"{name.upper()}_COLUMN", "value": plan.data.columns.get(name, name)} for name in named
