@@ -25,7 +25,7 @@ _CHECKED = ("LORA", "ADALORA", "RANDLORA")
 # Layers whose weights the model reads without calling them, or whose answer is no single tensor.
 _PAST_ADAPTERS = {
     **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",)),
-    **dict.fromkeys(("llama4", "llama4_text"), ("router",)),
+    **dict.fromkeys(("llama4", "llama4_text", "phimoe"), ("router",)),
 }
 
 
@@ -137,11 +137,15 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if model_type in known.fails_quantised and plan.method.quantization:
         message = f"{known.name} does not train on a quantised {model_type} model."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
-    elif (
-        known.widens and plan.method.quantization and plan.training.precision != "fp32" and _has_layer_norm(model_type)
-    ):
+    elif _widens(plan, known) and _has_layer_norm(model_type):
         message = f"{known.name} on a quantised {model_type} model gives its LayerNorms float32: train in fp32."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+
+
+def _widens(plan: FineTunePlan, known: methods.Method) -> bool:
+    """Do the method's layers answer in float32 though the plan computes in 16 bits?"""
+    quantization = plan.method.quantization
+    return quantization is not None and quantization.bits in known.widens and plan.training.precision != "fp32"
 
 
 def _has_layer_norm(model_type: str) -> bool:
