@@ -121,6 +121,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         or (task["labelled_head"] and method["saves_modules"] and not plan.method.full),
         **task,
         **method,
+        **_step_facts(plan),
     }
 
 
@@ -171,6 +172,18 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
         "column_settings": [
             {"setting": f"{name.upper()}_COLUMN", "value": plan.data.columns.get(name, name)} for name in named
         ],
+    }
+
+
+def _step_facts(plan: FineTunePlan) -> dict[str, Any]:
+    """How batches are made, how the loss is worked out, and when the model is evaluated."""
+    own_forward = not plan.method.full and methods.method(plan.method.peft_type).own_forward
+    labelled = plan.training.loss_path == "labelled" and not own_forward
+    return {
+        "packed": plan.training.packing != "none",
+        "labelled_loss": labelled,
+        "trainer_class": "PlainLossTrainer" if own_forward else "LabelledLossTrainer" if labelled else "SFTTrainer",
+        "evaluates": "EVAL_STEPS" if plan.training.eval_steps and plan.training.patience is None else "SAVE_STEPS",
     }
 
 
