@@ -128,7 +128,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         **task,
         **method,
         "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
-        "own_forward": method["own_forward"] or lock.base.get("model_type") in _OWN_LOSS,
+        **_step_facts(plan, str(lock.base.get("model_type"))),
     }
 
 
@@ -183,6 +183,19 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
         "column_settings": [
             {"setting": f"{name.upper()}_COLUMN", "value": plan.data.columns.get(name, name)} for name in named
         ],
+    }
+
+
+def _step_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
+    """How batches are made, how the loss is worked out, and when the model is evaluated."""
+    own_forward = model_type in _OWN_LOSS or _method_facts(plan.method)["own_forward"]
+    labelled = plan.training.loss_path == "labelled" and not own_forward
+    return {
+        "own_forward": own_forward,
+        "packed": plan.training.packing != "none",
+        "labelled_loss": labelled,
+        "trainer_class": "PlainLossTrainer" if own_forward else "LabelledLossTrainer" if labelled else "SFTTrainer",
+        "evaluates": "EVAL_STEPS" if plan.training.eval_steps and plan.training.patience is None else "SAVE_STEPS",
     }
 
 
