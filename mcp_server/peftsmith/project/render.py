@@ -109,6 +109,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         )
     _refuse_unread(data)
     task, method = _task_facts(plan), _method_facts(plan.method)
+    own_forward = method["own_forward"] or lock.base.get("model_type") in _OWN_LOSS
     trains_whole = task["labelled_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
         "plan": plan.model_dump(mode="json"),
@@ -128,7 +129,8 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         **task,
         **method,
         "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
-        **_step_facts(plan, str(lock.base.get("model_type"))),
+        "own_forward": own_forward,
+        **_step_facts(plan, own_forward),
     }
 
 
@@ -186,12 +188,10 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
     }
 
 
-def _step_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
+def _step_facts(plan: FineTunePlan, own_forward: bool) -> dict[str, Any]:
     """How batches are made, how the loss is worked out, and when the model is evaluated."""
-    own_forward = model_type in _OWN_LOSS or _method_facts(plan.method)["own_forward"]
     labelled = plan.training.loss_path == "labelled" and not own_forward
     return {
-        "own_forward": own_forward,
         "packed": plan.training.packing != "none",
         "labelled_loss": labelled,
         "trainer_class": "PlainLossTrainer" if own_forward else "LabelledLossTrainer" if labelled else "SFTTrainer",
