@@ -79,6 +79,14 @@ def _tasks_and_methods():
         data__labels=["a", "b"],
         method={"config": {"modules_to_save": ["norm"], "bias": "all"}},
     )
+    yield make(
+        "question_answering",
+        data__format="question_answering",
+        data__columns={"context": "passage"},
+        data__unanswerable=True,
+        data__test="data/t.jsonl",
+        method={"quantization": {"bits": 4}, "config": {"modules_to_save": ["norm"]}},
+    )
     yield make("seq2seq", data__format="seq2seq", data__columns={"source": "de", "target": "en"})
     yield make(
         "token_classification",
@@ -104,16 +112,40 @@ def rendered(request):
     return _rendered(request.param)
 
 
+@pytest.mark.parametrize("method", [{}, {"peft_type": "FULL", "reason": "a test"}, {"quantization": QUANTIZED}])
+def test_a_decoder_that_answers_is_told_the_names_of_its_checkpoint(tmp_path, method):
+    """transformers' own class would start its body from random weights, and only log it."""
+    wanted = make("question_answering", data__format="question_answering", data__eval="data/e.jsonl", method=method)
+    base = {"model": "owner/model", "commit": wanted.base.revision, "folder": None, "model_type": "qwen2"}
+    files = render.render(wanted, lock_for(wanted).model_copy(update={"base": base}))
+    _write(files, tmp_path / "00")
+    _clean(tmp_path)
+    for name in {"train.py", "evaluate.py", "infer.py", "merge.py"} & files.keys():
+        loads = files[name].count("AutoModelForQuestionAnswering.from_pretrained")
+        assert files[name].count("key_mapping=BODY_NAMES") == loads > 0, name
+    bert = lock_for(wanted).model_copy(update={"base": {**base, "model_type": "bert"}})
+    assert "BODY_NAMES" not in "".join(render.render(wanted, bert).values())
+
+
 def test_scripts_are_formatted_and_clean(tmp_path):
     for place in range(len(VARIANTS)):
-        (tmp_path / f"{place:02}").mkdir()
-        for name, code in _rendered(place)[1].items():
-            if name.endswith(".py"):
-                (tmp_path / f"{place:02}" / name).write_text(code, encoding="utf-8")
+        _write(_rendered(place)[1], tmp_path / f"{place:02}")
+    _clean(tmp_path)
+
+
+def _write(files, folder):
+    folder.mkdir()
+    for name, code in files.items():
+        if name.endswith(".py"):
+            (folder / name).write_text(code, encoding="utf-8")
+
+
+def _clean(folder):
+    """Projects below `folder`, one of them 00, whose modules ruff is to take for the scripts' own."""
     rules = ["--select", "E,F,B,S,I,UP,SIM,RUF,C4", "--ignore", "E501,S311", "--config", 'src = ["00"]']
     for arguments in (["format", "--check"], ["check", *rules]):
         argv = [ruff.find_ruff_bin(), *arguments, "--isolated", "--no-cache", "."]
-        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+        done = subprocess.run(argv, cwd=folder, capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -130,10 +162,7 @@ def test_bandit_finds_nothing(tmp_path):
         (wanted.task, bool(wanted.method.full)): place for place, wanted in enumerate(VARIANTS) if wanted.base.revision
     }
     for place in chosen.values():
-        (tmp_path / str(place)).mkdir()
-        for name, code in _rendered(place)[1].items():
-            if name.endswith(".py"):
-                (tmp_path / str(place) / name).write_text(code, encoding="utf-8")
+        _write(_rendered(place)[1], tmp_path / str(place))
     argv = [sys.executable, "-m", "bandit", "--quiet", "--recursive", "--format", "json", "."]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
     assert done.stdout, f"bandit of requirements/dev.txt did not run: {done.stderr[-300:]}"
@@ -175,7 +204,7 @@ def test_only_what_the_plan_needs(rendered):
         wanted.task in ("classification", "sequence_classification")
     )
     assert ("LABELS = [" in files["train.py"]) == wanted.task.endswith("classification")
-    assert ("merge.py" in files) == render.proof_facts(wanted)["merges"]
+    assert ("merge.py" in files) == render.proof_facts(wanted, "llama")["merges"]
     assert ("eval_strategy" in files["train.py"]) == bool(wanted.data.eval)
     assert "BitsAndBytesConfig" not in files.get("merge.py", "")
     assert ("HF_TOKEN=your_hugging_face_token_here" in files[".env.example"]) == bool(wanted.base.revision)
