@@ -1,4 +1,4 @@
-"""From raw rows with faults to a proven project by the data tools, in the real client: audit, prepare, proof, fix, twin."""
+"""From rows with faults to a proven project by the data tools in the real client: audit, prepare, proof, fix, twin."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def test_from_faulty_rows_to_a_proven_project(claude, tmp_path, training_python)
         yield call("generate_project", project="sums")
         [cut] = yield call("check_project", project="sums")
         assert cut.json()["digest"] is None
-        [fault] = [each for each in cut.json()["findings"] if "patch" in each["evidence"] and each["severity"] == "error"]
+        [fault] = [
+            each for each in cut.json()["findings"] if "patch" in each["evidence"] and each["severity"] == "error"
+        ]
 
         [offered] = yield call("apply_fix", project="sums", finding_id=fault["id"])
         assert f"max_length: {TOO_SHORT}" in plan.read_text(encoding="utf-8")
