@@ -210,6 +210,15 @@ TASKS = {
     "text": [{"text": f"{text} {number}"} for number in range(20) for text in TEXTS],
     "tags": [{"tokens": ["the", "parcel"], "tags": ["O", "B"]} for _ in range(60)],
     "pairs": [{"source": f"{text} {number}", "target": text} for number in range(20) for text in TEXTS],
+    "answers": [
+        {
+            "question": f"what is in row {number}?",
+            "context": f"{text} {number}",
+            "answers": {"text": [text] if number % 2 else [], "answer_start": [0] if number % 2 else []},
+        }
+        for number in range(20)
+        for text in TEXTS
+    ],
     "labels": [{"sentence": f"{text} {number}", "label": "ab"[number % 2]} for number in range(20) for text in TEXTS],
 }
 
@@ -220,6 +229,7 @@ TASKS = {
         (models.LLAMA_8B, "text", "text", {}),
         (models.BERT, "tags", "token_classification", {"labels": ["B", "O"]}),
         (models.BERT, "labels", "sequence_classification", {"text_column": "sentence", "system_prompt": None}),
+        (models.BERT, "answers", "question_answering", {"unanswerable": True, "columns": {}}),
         (models.T5, "pairs", "seq2seq", {"columns": {}}),
     ],
 )
@@ -231,6 +241,9 @@ def test_plans_for_other_tasks_count_rows_as_their_scripts_read_them(tmp_path, c
     for name, value in data.items():
         assert getattr(made.plan.data, name) == value
     assert made.plan.training.max_length == 64
+    windows = (16, 30) if task == "question_answering" else (None, None)
+    assert (made.plan.training.stride, made.plan.training.max_answer_tokens) == windows
+    assert {f"training.{name}" in made.why for name in ("stride", "max_answer_tokens")} == {windows[0] is not None}
     assert not [each for each in made.findings if each.severity == "error"]
     assert not [each for each in made.findings if each.id in ("model.architecture.not_causal", "data.rows.unsupported")]
     assert "gpu" not in {each["id"] for each in made.questions}

@@ -122,6 +122,11 @@ def supports(task_type: str, model_type: str) -> bool | None:
     return model_type in models[task_type]
 
 
+def body_renamed(model_type: str) -> bool:
+    """Does this type's class for question answering call the model's body otherwise than its checkpoints do?"""
+    return model_type in _facts()["renamed_bodies"]
+
+
 def merges(known: Method, options: Mapping[str, Any]) -> bool:
     """Does merge_and_unload give a model with the same logits?"""
     return known.merges and not any(_has(options, each) for each in known.unmerged)
@@ -278,7 +283,7 @@ def written(facts: Mapping[str, Any]) -> str:
     def line(value: Any) -> str:
         return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
-    parts = [f'"{name}": {line(facts[name])}' for name in ("peft", "transformers")]
+    parts = [f'"{name}": {line(facts[name])}' for name in ("peft", "transformers", "renamed_bodies")]
     for group in ("methods", "models"):
         inner = ",\n".join(f"{line(name)}: {line(value)}" for name, value in sorted(facts[group].items()))
         parts.append(f'"{group}": {{\n{inner}\n}}')

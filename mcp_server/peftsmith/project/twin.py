@@ -91,7 +91,7 @@ def run_twin(project: Path, environment: Environment) -> Twin:
                 "config": opened.config,
                 "tokenizer": str(tokenizer),
                 "plan": wanted.model_dump(mode="json"),
-                "scripts": render.proof_facts(wanted),
+                "scripts": render.proof_facts(wanted, str(opened.config.get("model_type"))),
                 "seed": _SEED,
             },
             timeout=TIMEOUT_SECONDS,
