@@ -36,8 +36,9 @@ PROJECT = {
     "run.json",
     "status.json",
 }
-OTHERS = {*PROJECT, "loss/loss_utils.py", "optimizers/lorafa.py"}
-NAMES = {"ten": 10}
+LIBRARY = {"loss/loss_utils.py", "optimizers/lorafa.py", "trainable_tokens/layer.py"}
+OTHERS = PROJECT | LIBRARY
+NAMES = {"ten": 10, "eleven": 11, "twelve": 12}
 # Tools that decision 4 says are missing on purpose.
 MISSING_ON_PURPOSE = {"merge_adapters", "export_model"}
 
