@@ -235,8 +235,10 @@ def take_turns(runners: list[Runner], tokens: int) -> None:
 
 
 def judged(found: dict[str, Runner]) -> int:
-    print(f"\n{'':10}{'tokens/s':>10}{'by processor':>14}{'padding':>9}{'held-out loss':>15}{'before':>8}", end="")
-    print(f"{'trained on':>12}{'peak GiB':>10}")
+    print(
+        f"\n{'':10}{'tokens/s':>10}{'by processor':>14}{'padding':>9}{'held-out loss':>15}{'before':>8}"
+        f"{'trained on':>12}{'peak GiB':>10}"
+    )
     for name, each in found.items():
         width, result = sum(update["places"] for update in each.updates), each.result
         print(

@@ -22,13 +22,14 @@ from peftsmith.plan_migrations import MIGRATIONS
 SCHEMA_VERSION = 2
 PLAN_FILE = "plan.yaml"
 _LARGEST_PLAN = 1 << 20
+ANSWER_TOKENS = 30  # as transformers' run_qa.py
 Task = Literal[
     "chat", "completion", "text", "continued_pretraining", "classification", "sequence_classification",
     "token_classification", "question_answering", "seq2seq",
 ]  # fmt: skip
 DataFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "classification",
-    "token_classification", "seq2seq",
+    "token_classification", "question_answering", "seq2seq",
 ]  # fmt: skip
 _OPEN = ("method.config", "data.columns", "data.roles")  # mappings whose keys are not the plan's own names
 Packing = Literal["none", "bfd", "bfd_split", "wrapped"]
@@ -50,7 +51,10 @@ class Base(Part):
 
 
 class Data(Part):
-    """Where the rows are (paths relative to the project) and how to read them."""
+    """Where the rows are (paths relative to the project) and how to read them.
+
+    `unanswerable`: a question may have no answer in its context, so that no answer is an answer too.
+    """
 
     train: ShortText
     eval: ShortText | None = None
@@ -63,13 +67,15 @@ class Data(Part):
     label_names: Annotated[list[ShortText], Field(max_length=1000)] = []
     labels: Annotated[list[ShortText], Field(max_length=1000)] = []
     system_prompt: Text | None = None
+    unanswerable: bool = False
 
 
 class Training(Part):
     """Lengths in tokens, batch sizes in rows, warmup as a share of all steps, the rest as TRL's SFTConfig names it.
 
     `loss_on`: the last answer, or every turn of the assistant's (which the chat template must mark). `chat_template`
-    (a .jinja file in the project) and `pad_token` replace the tokenizer's own.
+    (a .jinja file in the project) and `pad_token` replace the tokenizer's own. Question answering reads a long context
+    in windows of max_length that share `stride` tokens, and gives answers of at most `max_answer_tokens`.
 
     `packing`: rows share sequences of max_length, so that nothing is padding: bfd keeps each row whole (a longer one is
     cut), bfd_split cuts longer rows into several, wrapped lays texts end to end. batch_size then counts sequences.
@@ -82,6 +88,8 @@ class Training(Part):
     loss_on: Literal["completion", "assistant"] = "completion"
     chat_template: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}\.jinja$")] | None = None
     pad_token: ShortText | None = None
+    stride: Annotated[int, Field(ge=0)] | None = None
+    max_answer_tokens: Annotated[int, Field(ge=1)] | None = None
     epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 8
     gradient_accumulation: Annotated[int, Field(ge=1, le=65536)] = 1
@@ -143,6 +151,10 @@ class FineTunePlan(Part):
             implied["group_by_length"] = False
         if not _can_checkpoint(document.get("method")):
             implied["gradient_checkpointing"] = False
+        if document.get("task") == "question_answering":
+            length = training.get("max_length", Training().max_length)
+            implied["stride"] = length // 4 if isinstance(length, int) else None
+            implied["max_answer_tokens"] = ANSWER_TOKENS
         return {**document, "training": {**implied, **training}}
 
     @model_validator(mode="after")
@@ -155,6 +167,13 @@ class FineTunePlan(Part):
         rendered = self.task in ("chat", "classification")
         if not rendered and (self.training.chat_template or self.training.loss_on != "completion"):
             raise ValueError(f"training.chat_template and training.loss_on are for chats, not for task {self.task}")
+        windows = self.training.stride is not None or self.training.max_answer_tokens is not None
+        if self.task != "question_answering" and (windows or self.data.unanswerable):
+            raise ValueError(f"stride, max_answer_tokens and unanswerable are not for task {self.task}")
+        if self.training.stride is not None and self.training.stride * 2 > self.training.max_length:
+            raise ValueError("training.stride must be at most half of training.max_length: windows would hardly move")
+        if self.task == "question_answering" and None in (self.training.stride, self.training.max_answer_tokens):
+            raise ValueError("question answering needs training.stride and training.max_answer_tokens: leave them out")
         if self.task_type != "CAUSAL_LM":
             chosen = {"pad_token": None, "packing": "none", "loss_path": "fused"}
             odd = [name for name, usual in chosen.items() if getattr(self.training, name) != usual]
@@ -179,7 +198,7 @@ TASK_FORMATS: Mapping[Task, tuple[DataFormat, ...]] = {
     "classification": ("classification",),
     "sequence_classification": ("classification",),
     "token_classification": ("token_classification",),
-    "question_answering": ("seq2seq",),
+    "question_answering": ("question_answering",),
     "seq2seq": ("seq2seq",),
 }
 LABELLED: tuple[Task, ...] = ("classification", "sequence_classification", "token_classification")
@@ -191,7 +210,7 @@ TASK_TYPES: Mapping[Task, str] = {
     "classification": "CAUSAL_LM",
     "sequence_classification": "SEQ_CLS",
     "token_classification": "TOKEN_CLS",
-    "question_answering": "SEQ_2_SEQ_LM",
+    "question_answering": "QUESTION_ANS",
     "seq2seq": "SEQ_2_SEQ_LM",
 }
 

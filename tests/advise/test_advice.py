@@ -5,13 +5,14 @@ from typing import get_args
 
 import pytest
 
-from peftsmith import operations, plan
+from peftsmith import plan
 from peftsmith.advise import alternatives, questions, recommend, tasks, worth
 from peftsmith.advise.recommend import Device, Intent, Rows
 from peftsmith.data import formats
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import catalogue
 from peftsmith.model import speed
+from peftsmith.operations import parameters
 
 ROWS = {
     "messages": {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]},
@@ -22,6 +23,12 @@ ROWS = {
     "seq2seq": {"source": "the parcel never came", "target": "late"},
     "qa": {"question": "where is it?", "answer": "here"},
     "context": {"question": "where is it?", "context": "It is here.", "answer": "here"},
+    "squad": {
+        "question": "where is it?",
+        "context": "It is here.",
+        "answers": {"text": ["here"], "answer_start": [6]},
+    },
+    "flat": {"question": "where is it?", "context": "It is here.", "answer": "here", "answer_start": 6},
     "translation": {"translation": {"de": "Guten Tag", "en": "Good day"}},
     "sharegpt": {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
 }
@@ -47,7 +54,10 @@ def detected(tmp_path, name):
         ("bert", "classification", None, "sequence_classification"),
         ("bert", "token_classification", None, "token_classification"),
         ("t5", "seq2seq", None, "seq2seq"),
-        ("t5", "qa", None, "question_answering"),
+        ("t5", "qa", None, "seq2seq"),
+        ("bert", "squad", None, "question_answering"),
+        ("llama", "squad", None, "question_answering"),
+        ("t5", "squad", None, "question_answering"),
         ("t5", "classification", None, "sequence_classification"),
     ],
 )
@@ -64,6 +74,7 @@ def test_rows_and_base_choose_the_task(tmp_path, bodies, base, rows, goal, task)
         ("llama", "messages", "classification", "format classification"),
         ("llama", "sharegpt", "chat", "prepare_dataset"),
         ("t5", "translation", None, "do not read the column 'translation.de'"),
+        ("bert", "flat", None, "do not read the column 'answer_start'"),
         ("t5", "context", None, "do not read the column 'context'"),
     ],
 )
@@ -155,8 +166,8 @@ def test_an_option_that_the_server_refuses_is_in_the_verdict(bodies):
 
 
 def test_operations_know_the_tasks_and_servers_of_the_plan():
-    assert get_args(operations.Task) == get_args(plan.Task)
-    assert get_args(operations.ServingTarget) == get_args(plan.ServingTarget)
+    assert get_args(parameters.Task) == get_args(plan.Task)
+    assert get_args(parameters.ServingTarget) == get_args(plan.ServingTarget)
 
 
 def test_every_finding_of_advice_is_in_the_catalogue_with_an_action():

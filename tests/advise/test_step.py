@@ -1,4 +1,4 @@
-"""How batches are made, how the loss is worked out and when training stops, by rows, base, method and device."""
+"""How batches are made, how the loss is worked out, when training stops: by rows, base, method and device."""
 
 import pytest
 

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 _MANY_LABELS = 50
 # Fields of a format whose columns the scripts look up under data.columns.
-_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
+_COLUMNS = {
+    "token_classification": ("tokens", "tags"),
+    "question_answering": ("question", "context", "answers"),
+    "seq2seq": ("source", "target"),
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def plan_of(
                 },
                 "labels": sorted(detected.labels),
                 "system_prompt": system_prompt(wish, detected, intent.task),
+                "unanswerable": advice.facts["unanswered"],
             },
             "method": advice.method,
             "training": advice.training,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods, packing
-from peftsmith.plan import TASK_TYPES, ServingTarget, Task
+from peftsmith.plan import ANSWER_TOKENS, TASK_TYPES, ServingTarget, Task
 
 if TYPE_CHECKING:
     from peftsmith.model.anatomy import Anatomy
@@ -54,13 +54,15 @@ class Device:
 @dataclass(frozen=True)
 class Rows:
     """What values depend on. Token numbers are None when no tokenizer was there; `target` is the longest text that an
-    encoder-decoder has to write, `held_out` whether there are rows to evaluate on the way."""
+    encoder-decoder has to write, or the longest answer in a context. `unanswered`: some questions have no answer.
+    `held_out`: there are rows to evaluate on the way."""
 
     count: int
     longest: int | None
     loss_tokens: int | None
     total_tokens: int | None = None
     target: int | None = None
+    unanswered: bool = False
     held_out: bool = False
 
     @property
@@ -125,6 +127,7 @@ def of(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent) -> dict[str
         "rows": rows.count,
         "loss_tokens": rows.loss_tokens,
         "loss_known": rows.loss_tokens is not None,
+        "unanswered": rows.unanswered,
         "nothing": None,
         **_lengths(anatomy, rows),
     }
@@ -155,16 +158,20 @@ def _of_step(anatomy: Anatomy, intent: Intent, known: methods.Method | None) -> 
     language = TASK_TYPES[intent.task] == "CAUSAL_LM"
     apart = packing.keeps_apart(anatomy.model_type)
     mixes = packing.method_mixes(known, intent.config) if known else None
-    obstacle = "Rows of this task do not share sequences."
-    if language:
-        obstacle = {
-            None: f"Whether {anatomy.model_type} models keep packed rows apart has not been tried.",
-            True: f"{known.name if known else ''} mixes packed rows: {mixes}.",
-        }.get(apart, f"{anatomy.model_type} models do not keep packed rows apart.")
+    if not language:
+        obstacle = "Rows of this task do not share sequences."
+    elif apart is None:
+        obstacle = f"Whether {anatomy.model_type} models keep packed rows apart has not been tried."
+    elif apart is not True:
+        obstacle = f"{anatomy.model_type} models do not keep packed rows apart."
+    elif known and mixes:
+        obstacle = f"{known.name} mixes packed rows: {mixes}."
+    else:
+        obstacle = "Rows are of like length."
     hides = known is not None and packing.method_hides_labels(known)
     return {
         "may_pack": language and apart is True and not mixes,
-        "obstacle": obstacle if not language or apart is not True or mixes else "Rows are of like length.",
+        "obstacle": obstacle,
         "may_label": language and packing.labelled(anatomy.model_type) is True and not hides,
     }
 
@@ -173,7 +180,7 @@ def sequences_at_once(anatomy: Anatomy, facts: Mapping[str, Any]) -> int | None:
     """How many packed sequences one pass may flatten into a single one; None where nothing is flattened."""
     if not facts["packing"].startswith("bfd"):
         return None
-    return max(1, TOKENS_AT_ONCE * anatomy.hidden // facts["max_length"])
+    return max(1, TOKENS_AT_ONCE * anatomy.hidden // int(facts["max_length"]))
 
 
 def of_targets(anatomy: Anatomy, rows: Rows, intent: Intent, facts: Mapping[str, Any], preset: str) -> dict[str, Any]:
@@ -267,6 +274,16 @@ def _lengths(anatomy: Anatomy, rows: Rows) -> dict[str, Any]:
         "uneven": bool(longest and rows.mean and rows.mean < EVEN * max(longest, SHORTEST_PACK)),
         "held_out": rows.held_out,
         "block_length": min(BLOCK, limit),
+    }
+
+
+def of_answers(rows: Rows, max_length: int) -> dict[str, Any]:
+    """How far windows over a context must overlap, and how long answers may be."""
+    longest = rows.target or 0
+    return {
+        "longest_answer": longest,
+        "stride": min(max(max_length // 4, longest), max_length // 2),
+        "answer_tokens": max(ANSWER_TOKENS, -(-longest // 10) * 10),
     }
 
 

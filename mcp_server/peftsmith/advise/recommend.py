@@ -73,6 +73,10 @@ def _attempt(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent, *, ex
         known[name] = draft.decide(f"method.{name}")
     for name in ("packing", "loss_path", "precision", "max_length", "epochs"):
         known[name] = draft.decide(f"training.{name}")
+    if intent.task == "question_answering":
+        known |= facts.of_answers(rows, known["max_length"])
+        for name in ("stride", "max_answer_tokens"):
+            draft.decide(f"training.{name}")
     known["effective"] = _in_sequences(draft.decide("batch.effective"), rows, known)
     known["sequences_at_once"] = facts.sequences_at_once(anatomy, known)
     found = _fit(anatomy, draft, rows, device, intent, preset)
@@ -112,7 +116,7 @@ def _in_sequences(wanted: int, rows: Rows, known: dict[str, Any]) -> int:
     """An effective batch of so many rows, as sequences that hold as many tokens."""
     if known["packing"] in ("none", "wrapped") or not rows.mean:
         return wanted
-    return max(1, round(wanted * rows.mean / known["max_length"]))
+    return max(1, round(wanted * rows.mean / int(known["max_length"])))
 
 
 def _of_fit(found: fit.Fit, rows: Rows, known: dict[str, Any]) -> dict[str, Any]:

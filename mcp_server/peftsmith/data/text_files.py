@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,15 +43,37 @@ def _too_long() -> str:
 
 
 def json_lines(path: Path) -> Iterator[Row]:
+    return (json_row(number, line) for number, line in filled_lines(path))
+
+
+def filled_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """(line number, line) of a file's lines that are not blank; None for one that is too long."""
     with path.open("rb") as stream:
         for number, line in _lines(stream):
-            if line is None:
-                yield Row(number, None, _too_long())
-            elif not line.isspace():
-                yield _json_row(number, line)
+            if line is None or not line.isspace():
+                yield number, line
 
 
-def _json_row(number: int, line: bytes) -> Row:
+def holds_array(path: Path) -> bool:
+    """Whether a file that begins with [ is one array of rows, and not lines of which the first is no object.
+
+    Only an array goes on behind an opening bracket or a comma; nothing stands behind a whole one.
+    """
+    lines = [line for _, line in islice(filled_lines(path), 2)]
+    if len(lines) < 2 or lines[0] is None or lines[1] is None:
+        return True
+    first, second = lines[0].strip(), lines[1].strip()
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return not second.startswith(b"{") or first.endswith((b"[", b",", b":"))
+    return False
+
+
+def json_row(number: int, line: bytes | None) -> Row:
+    """The row in one of filled_lines."""
+    if line is None:
+        return Row(number, None, _too_long())
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Who may share a sequence: architectures and methods whose packed rows do not see each other; whose loss may be partial.
+"""Who may share a sequence: architectures and methods whose packed rows do not see each other, and a step's needs.
 
 Knows: knowledge/packing.json (tried on small models by worker/apart.py) and what methods.toml says of methods.
 Does not know: the config of a base, whose own small twin the loss-mask proof tries (data/proof.py).

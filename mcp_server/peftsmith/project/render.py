@@ -37,7 +37,7 @@ KINDS = {
     "classification": "language",
     "sequence_classification": "classifier",
     "token_classification": "classifier",
-    "question_answering": "seq2seq",
+    "question_answering": "answers",
     "seq2seq": "seq2seq",
 }
 TITLES = {
@@ -55,12 +55,22 @@ MODEL_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
 # TRL 1.16 reads num_experts for the router's loss, which these configurations do not have.
-_WITHOUT_ROUTER_LOSS = ("granitemoe",)
+_WITHOUT_ROUTER_LOSS = ("granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "llama4", "llama4_text",
+                        "deepseek_v4")  # fmt: skip
+# Here TRL's fused head takes the whole model for its body; the model's own loss works.
+_OWN_LOSS = ("llama4", "llama4_text")
 # The columns of a format that data.columns can rename.
-ROW_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
+ROW_COLUMNS = {
+    "token_classification": ("tokens", "tags"),
+    "question_answering": ("question", "context", "answers"),
+    "seq2seq": ("source", "target"),
+}
+_ASKED = {"classifier": '--text "Hello"', "answers": '--question "Who came" --context "The parcel came"'}
+BODY_NAMES = {r"^model\.": "transformer."}  # as in the scripts (partials/body_names.py.j2)
 _READERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+){1,3}([a-z0-9.+]*)?")
 _BLANK_LINES = re.compile(r"\n{4,}")
@@ -98,6 +108,9 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
             next_step="Use one kind for all of them: prepare_dataset writes them all as JSON lines.",
         )
     _refuse_unread(data)
+    task, method = _task_facts(plan), _method_facts(plan.method)
+    own_forward = method["own_forward"] or lock.base.get("model_type") in _OWN_LOSS
+    trains_whole = task["labelled_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
         "plan": plan.model_dump(mode="json"),
         "base_model": plan.base.model,
@@ -108,30 +121,47 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
         "router_loss": lock.base.get("model_type") not in _WITHOUT_ROUTER_LOSS,
         "torch_version": requirements.torch_version(),
-        **_task_facts(plan),
-        **_method_facts(plan.method),
-        **_step_facts(plan),
+        "body_renamed": _body_renamed(plan, str(lock.base.get("model_type"))),
+        "reports_loading": task["kind"] == "answers"
+        or (task["labelled_head"] and method["saves_modules"] and not plan.method.full),
+        # Only LoRA's merge in PEFT can unload a module that was trained whole and has parts.
+        "unwraps": method["saves_modules"] and trains_whole and not method["lora"],
+        **task,
+        **method,
+        "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
+        "own_forward": own_forward,
+        **_step_facts(plan, own_forward),
     }
 
 
-# Options of LoRA that leave the number of trained parameters as rank and targets imply it.
+def _body_renamed(plan: FineTunePlan, model_type: str) -> bool:
+    """Would the Auto class not find the weights that a checkpoint has? (transformers 5.23, question answering)"""
+    return plan.task_type == "QUESTION_ANS" and methods.body_renamed(model_type)
+
+
+# Options of LoRA that leave the number of trained parameters as rank and targets imply it, but for two starts: EVA
+# moves ranks between layers, MiCA trains one of the two matrices.
 _COUNTED = {"use_rslora", "init_lora_weights", "fan_in_fan_out", "alpha_pattern"}
+_NOT_COUNTED = ("eva", "mica")
 
 
-def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
+def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
     """What the twin must know of the scripts that render() writes (worker/jobs/twin.py)."""
     method = plan.method
     facts = {**_task_facts(plan), **_method_facts(method)}
     counted = method.peft_type == "LORA" and bool(method.rank and method.target_modules)
+    counted = counted and method.config.get("init_lora_weights") not in _NOT_COUNTED
     return {
         "model_class": facts["model_class"],
         "task_type": plan.task_type,
         "labels": plan.data.labels if facts["labelled_head"] else [],
+        "key_mapping": BODY_NAMES if _body_renamed(plan, model_type) else None,
         "result": facts["result"],
-        "plain_lora": counted and not facts["eva"] and set(method.config) <= _COUNTED,
+        "plain_lora": counted and set(method.config) <= _COUNTED,
         "merges": facts["merges"],
         "resumes": facts["resumes"],
         "head": 16 if method.full else methods.twin_head(methods.method(method.peft_type), method.options()),
+        "layers": methods.twin_layers(method.options()),
     }
 
 
@@ -141,7 +171,7 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
     return {
         "kind": kind,
         "task_title": TITLES[plan.task],
-        "asked": '--text "Hello"' if kind == "classifier" else '--prompt "Hello"',
+        "asked": _ASKED.get(kind, '--prompt "Hello"'),
         "label_count": len(plan.data.labels),
         "task_type": plan.task_type,
         "model_class": MODEL_CLASSES[plan.task_type],
@@ -150,6 +180,7 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
         "classification": plan.task == "classification",
         "labelled": plan.task in LABELLED,
         "labelled_head": kind == "classifier",
+        "new_head": kind in ("classifier", "answers"),
         "column": {name: f"{name.upper()}_COLUMN" for name in named},
         "column_settings": [
             {"setting": f"{name.upper()}_COLUMN", "value": plan.data.columns.get(name, name)} for name in named
@@ -157,9 +188,8 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
     }
 
 
-def _step_facts(plan: FineTunePlan) -> dict[str, Any]:
+def _step_facts(plan: FineTunePlan, own_forward: bool) -> dict[str, Any]:
     """How batches are made, how the loss is worked out, and when the model is evaluated."""
-    own_forward = not plan.method.full and methods.method(plan.method.peft_type).own_forward
     labelled = plan.training.loss_path == "labelled" and not own_forward
     return {
         "packed": plan.training.packing != "none",
@@ -189,6 +219,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": True,
         "prompt_learning": False,
         "own_forward": False,
+        "widens": False,
         "saves_modules": False,
     }
     if method.full:
@@ -201,6 +232,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": methods.resumes(known, method.config),
         "prompt_learning": known.prompt_learning,
         "own_forward": known.own_forward,
+        "widens": method.quantization is not None and method.quantization.bits in known.widens,
         "saves_modules": "modules_to_save" in known.fields,
         "options": [
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
