@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
+from peftsmith.plan_adapters import MOST, RESERVED, Adapter, AdapterName
 from peftsmith.plan_method import Method, Part, ShortText, Text
 from peftsmith.plan_migrations import MIGRATIONS
 
@@ -49,9 +50,9 @@ class Base(Part):
 
 
 class Data(Part):
-    """Where the rows are (paths relative to the project) and how to read them."""
+    """Where the rows are (paths relative to the project) and how to read them. With `adapters` the files stand there."""
 
-    train: ShortText
+    train: ShortText | None = None
     eval: ShortText | None = None
     test: ShortText | None = None
     format: DataFormat
@@ -101,6 +102,7 @@ class FineTunePlan(Part):
     base: Base
     data: Data
     method: Method = Field(default_factory=Method)
+    adapters: Annotated[dict[AdapterName, Adapter], Field(max_length=MOST)] = {}
     training: Training = Training()
     serving: ServingTarget = "transformers"
     tracking: Literal["none", "tensorboard"] = "none"
@@ -132,10 +134,51 @@ class FineTunePlan(Part):
             raise ValueError(f"training.pad_token is for language models, not for task {self.task}")
         return self
 
+    @model_validator(mode="after")
+    def _rows_in_one_place(self) -> FineTunePlan:
+        if not self.adapters:
+            if self.data.train is None:
+                raise ValueError("data.train is missing: the file with the rows to train on")
+            return self
+        named = [name for name in ("train", "eval", "test") if getattr(self.data, name) is not None]
+        if named:
+            raise ValueError(f"with adapters, each names its own files: data.{named[0]} must go")
+        if len(self.adapters) < 2:
+            raise ValueError("adapters are for two or more; for one, give data and method alone")
+        reserved = sorted(RESERVED & set(self.adapters))
+        if reserved:
+            raise ValueError(f"an adapter cannot be called {reserved[0]}: parts of models have that name")
+        for split in ("eval", "test", "system_prompt"):
+            without = [name for name, each in self.adapters.items() if getattr(each, split) is None]
+            if 0 < len(without) < len(self.adapters):
+                raise ValueError(f"either every adapter has its own {split} or none; {without[0]} has none")
+        return self
+
     @property
     def task_type(self) -> str:
         """PEFT's name of the task."""
         return TASK_TYPES[self.task]
+
+    def alone(self) -> dict[str, FineTunePlan]:
+        """Adapter's name -> the plan that trains it alone. A plan without adapters is the only one, by no name: ""."""
+        if not self.adapters:
+            return {"": self}
+        found = {}
+        for name, own in self.adapters.items():
+            prompt = self.data.system_prompt if own.system_prompt is None else own.system_prompt
+            files = {"train": own.train, "eval": own.eval, "test": own.test, "system_prompt": prompt}
+            changed = {"adapters": {}, "data": self.data.model_copy(update=files), "method": own.method or self.method}
+            found[name] = self.model_copy(update=changed)
+        return found
+
+    def splits(self) -> dict[str, str]:
+        """Every file of rows by its split: train, eval, test, or with adapters billing.train and so on."""
+        found: dict[str, str] = {}
+        for name, one in self.alone().items():
+            prefix = f"{name}." if name else ""
+            given = {"train": one.data.train, "eval": one.data.eval, "test": one.data.test}
+            found |= {f"{prefix}{split}": file for split, file in given.items() if file is not None}
+        return found
 
 
 # The formats that the scripts of a task read (prepare_dataset writes the others so).
@@ -217,6 +260,8 @@ def dump(plan: FineTunePlan, comments: Mapping[str, str] | None = None) -> str:
         result = CommentedMap()
         for key, item in value.items():
             dotted = f"{prefix}{key}"
+            if dotted == "adapters" and not item:
+                continue  # most plans have one adapter and no need of the word
             result[key] = commented(item, dotted + ".") if isinstance(item, Mapping) else item
             if comments and dotted in comments:
                 result.yaml_add_eol_comment(" ".join(files.clean(comments[dotted], 200).split()), key)
@@ -254,7 +299,7 @@ def flatten(plan: FineTunePlan) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(value: Any, prefix: str) -> None:
-        if isinstance(value, dict) and value and not prefix.startswith(tuple(f"{each}." for each in _OPEN)):
+        if isinstance(value, dict) and value and not any(f".{each}." in f".{prefix}" for each in _OPEN):
             for key, item in value.items():
                 walk(item, f"{prefix}.{key}" if prefix else key)
         else:

@@ -122,7 +122,7 @@ def _whole_modules(plan: FineTunePlan) -> Seen:
 
 
 def _same_file(plan: FineTunePlan) -> Seen:
-    named = [name for name in (plan.data.train, plan.data.eval, plan.data.test) if name]
+    named = list(plan.splits().values())
     same = sorted({name for name in named if named.count(name) > 1})
     return seen(same, files=same)
 

@@ -55,15 +55,13 @@ def data_files(made: plan.FineTunePlan, sources: dict[str, Path]) -> dict[str, l
     """Hash and number of rows of every split, for the lock."""
     from peftsmith.data import formats
 
-    splits = {"train": made.data.train, "eval": made.data.eval, "test": made.data.test}
     return {
         split: lock.DataFile(
             path=path,
             sha256=files.sha256_file(sources[path]),
             rows=sum(1 for _ in formats.read_rows(sources[path])),
         )
-        for split, path in splits.items()
-        if path
+        for split, path in made.splits().items()
     }
 
 

@@ -129,12 +129,11 @@ def _key(
 ) -> str:
     """Everything a verdict depends on: values, scripts, rows, model files, libraries and this checker's own code."""
     names = {name for name in locked.files if name.endswith(".py")} | {path.name for path in project.glob("*.py")}
-    data = [name for name in (wanted.data.train, wanted.data.eval, wanted.data.test) if name]
     return files.sha256_json(
         {
             "plan": wanted.model_dump(mode="json"),
             "scripts": {name: _hash(project / name) for name in sorted(names)},
-            "data": {name: _hash(project / name) for name in data},
+            "data": {name: _hash(project / name) for name in wanted.splits().values()},
             "config": opened.config,
             "tokenizer": {name: _hash(tokenizer / name) for name in skeleton.TOKENIZER_FILES},
             "environment": environment.key,

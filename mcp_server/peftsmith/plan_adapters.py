@@ -1,0 +1,34 @@
+"""Several adapters on one base: the part of a plan that names them.
+
+Knows: the fields of `adapters`, which names PEFT and a folder both take.
+Does not know: the rest of a plan (plan.py), or whether adapters can share a base (project/together.py).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from peftsmith.plan_method import Method, Part, ShortText, Text
+
+MOST = 32
+# It becomes a folder and a key in PEFT's module dictionaries. PEFT finds an adapter's tensors by its name between
+# dots, so that no part of a module's or a parameter's name may be one ("default" is what a single adapter is called).
+AdapterName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=40)]
+RESERVED = frozenset(
+    "default base combined model models layers layer weight bias lora mlp attn attention self decoder encoder".split()
+)
+
+
+class Adapter(Part):
+    """One of several adapters: its rows, read as `data` says, and its own method where it has one.
+
+    `method` and `system_prompt` replace those of the plan for this adapter.
+    """
+
+    train: ShortText
+    eval: ShortText | None = None
+    test: ShortText | None = None
+    system_prompt: Text | None = None
+    method: Method | None = None
