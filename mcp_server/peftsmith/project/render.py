@@ -20,7 +20,7 @@ from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
 from peftsmith.plan import LABELLED, Data, FineTunePlan
 from peftsmith.plan_method import Method
-from peftsmith.project import literal, requirements, settings
+from peftsmith.project import literal, requirements, settings, together
 
 _PLAIN_FILES = {
     "progress.py": "progress.py.j2",
@@ -76,7 +76,8 @@ def render(plan: FineTunePlan, lock: Lock) -> dict[str, str]:
     facts = _facts(plan, lock)
     environment = _environment()
     kind = KINDS[plan.task]
-    templates = {**_PLAIN_FILES, "train.py": f"train_{kind}.py.j2", "infer.py": f"infer_{kind}.py.j2"}
+    infer = "adapters" if plan.adapters else kind
+    templates = {**_PLAIN_FILES, "train.py": f"train_{kind}.py.j2", "infer.py": f"infer_{infer}.py.j2"}
     if facts["has_test"]:
         templates["evaluate.py"] = f"evaluate_{'classification' if plan.task == 'classification' else kind}.py.j2"
     if facts["merges"]:
@@ -89,7 +90,7 @@ def render(plan: FineTunePlan, lock: Lock) -> dict[str, str]:
 def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
     """What templates may ask for. `plan` is plain data; nothing of it is printed without a filter."""
     data = plan.data
-    named = [name for name in (data.train, data.eval, data.test) if name]
+    named = list(plan.splits().values())
     readers = {_reader(name) for name in named}
     if len(readers) > 1:
         raise PeftsmithError(
@@ -98,18 +99,21 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
             next_step="Use one kind for all of them: prepare_dataset writes them all as JSON lines.",
         )
     _refuse_unread(data)
+    first = next(iter(plan.alone().values()))
     return {
-        "plan": plan.model_dump(mode="json"),
+        # What one adapter has, all have, so that templates may ask the first.
+        "plan": {**plan.model_dump(mode="json"), "data": first.data.model_dump(mode="json")},
         "base_model": plan.base.model,
         "base_revision": plan.base.revision or lock.base.get("commit"),
         "hub": not lock.base.get("folder") or bool(lock.base.get("commit")),
         "reader": readers.pop(),
-        "has_test": bool(data.test or data.eval),
+        "has_test": bool(first.data.test or first.data.eval),
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
         "router_loss": lock.base.get("model_type") not in _WITHOUT_ROUTER_LOSS,
         "torch_version": requirements.torch_version(),
         **_task_facts(plan),
-        **_method_facts(plan.method),
+        **_method_facts(first.method),
+        **together.facts(plan),
     }
 
 
@@ -121,6 +125,7 @@ def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
     """What the twin must know of the scripts that render() writes (worker/jobs/twin.py)."""
     method = plan.method
     facts = {**_task_facts(plan), **_method_facts(method)}
+    heads = [_head(one.method) for one in plan.alone().values()]
     counted = method.peft_type == "LORA" and bool(method.rank and method.target_modules)
     return {
         "model_class": facts["model_class"],
@@ -130,8 +135,13 @@ def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
         "plain_lora": counted and not facts["eva"] and set(method.config) <= _COUNTED,
         "merges": facts["merges"],
         "resumes": facts["resumes"],
-        "head": 16 if method.full else methods.twin_head(methods.method(method.peft_type), method.options()),
+        "head": max(heads),
     }
+
+
+def _head(method: Method) -> int:
+    """How wide an attention head of the twin must be for the method's own numbers."""
+    return 16 if method.full else methods.twin_head(methods.method(method.peft_type), method.options())
 
 
 def _task_facts(plan: FineTunePlan) -> dict[str, Any]:

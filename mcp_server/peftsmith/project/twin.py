@@ -18,7 +18,7 @@ from peftsmith import __version__, files, lock, plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.model import source
-from peftsmith.project import render
+from peftsmith.project import render, together
 from peftsmith.worker import client, skeleton
 
 if TYPE_CHECKING:
@@ -39,9 +39,12 @@ FINDINGS = {
     "checkpoint": "twin.checkpoint.bad",
     "trainable": "twin.trainable.differs",
     "reload": "twin.reload.differs",
+    "frozen": "twin.base.changed",
+    "switch": "twin.switch.differs",
     "resume": "twin.resume.failed",
     "evaluate": "twin.evaluate.failed",
     "merge": "twin.merge.differs",
+    "combine": "twin.combine.differs",
     "generate": "twin.infer.failed",
     "untouched": "twin.project.touched",
 }
@@ -84,7 +87,7 @@ def run_twin(project: Path, environment: Environment) -> Twin:
     try:
         answer = client.call(
             environment,
-            "twin",
+            "twin_adapters" if wanted.adapters else "twin",
             {
                 "project": str(project.resolve()),
                 "work": str(work),
@@ -92,6 +95,11 @@ def run_twin(project: Path, environment: Environment) -> Twin:
                 "tokenizer": str(tokenizer),
                 "plan": wanted.model_dump(mode="json"),
                 "scripts": render.proof_facts(wanted),
+                "adapters": {
+                    name: {"plan": one.model_dump(mode="json"), "scripts": render.proof_facts(one)}
+                    for name, one in (wanted.alone().items() if wanted.adapters else ())
+                },
+                "combines": together.combines(wanted),
                 "seed": _SEED,
             },
             timeout=TIMEOUT_SECONDS,
@@ -116,7 +124,7 @@ def run_twin(project: Path, environment: Environment) -> Twin:
 
 def quantises(wanted: plan.FineTunePlan) -> bool:
     """True when the scripts need bitsandbytes: a quantised base, or an optimiser with 8-bit states."""
-    return wanted.method.quantization is not None or "8bit" in wanted.training.optimizer
+    return any(one.method.quantization for one in wanted.alone().values()) or "8bit" in wanted.training.optimizer
 
 
 def _key(
@@ -169,7 +177,9 @@ def _findings(seen: Mapping[str, Any]) -> list[Finding]:
         evidence = check["evidence"]
         where = f" ({evidence['where']})" if evidence.get("where") else ""
         message = f"{check['name']}{where}: {evidence.get('error', 'failed')}"
-        found.append(finding(FINDINGS[check["name"]], message, **evidence))
+        name, _, adapter = check["name"].partition(":")
+        whose = {"adapter": adapter} if adapter else {}
+        found.append(finding(FINDINGS[name], message, **evidence, **whose))
     if seen["swapped"]:
         swapped = list(seen["swapped"])
         found.append(finding("twin.cpu.swapped", f"Not proven without a GPU: {'; '.join(swapped)}", swapped=swapped))
