@@ -148,6 +148,9 @@ class FineTunePlan(Part):
         reserved = sorted(RESERVED & set(self.adapters))
         if reserved:
             raise ValueError(f"an adapter cannot be called {reserved[0]}: parts of models have that name")
+        for name, each in self.adapters.items():
+            if each.method and each.method.quantization != self.method.quantization:
+                raise ValueError(f"all adapters share one base: {name} must have the quantization of method")
         for split in ("eval", "test", "system_prompt"):
             without = [name for name, each in self.adapters.items() if getattr(each, split) is None]
             if 0 < len(without) < len(self.adapters):

@@ -36,7 +36,8 @@ FROM_MODEL = frozenset({"token_dim", "num_attention_heads", "num_layers", "num_t
 class Method:
     """A PeftType. `fields` maps a config field to {"type", "default", "doc"} (see worker/jobs/methods.py).
 
-    `names` maps the plan's own names (rank, alpha, dropout, target_modules) to the config's fields. `defaults` are the
+    `mixed`: PeftMixedModel holds it beside others; `prefix` begins the names of its tensors. `shares`
+    is "kind" where adapters of this method, but no others, can be wrapped around one base, and False where none can. `names` maps the plan's own names (rank, alpha, dropout, target_modules) to the config's fields. `defaults` are the
     plan's values where it is silent, `needs` the fields without which PEFT cannot build the adapter. `merges` and
     `resumes` hold for a plain base, and unless an option of `unmerged` or `unresumed` is set; `quantised` says which
     bitsandbytes sizes train. `fails_on` are model types that it fails on, `only_on` the only ones, `fails_quantised`
@@ -52,6 +53,9 @@ class Method:
     tasks: tuple[str, ...]
     prompt_learning: bool
     names: Mapping[str, str]
+    mixed: bool = False
+    prefix: str = ""
+    shares: bool | str = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     merges: bool = False
@@ -103,12 +107,16 @@ def method(name: str) -> Method:
     if "target_modules" in known["fields"]:
         own["target_modules"] = "target_modules"
     noted = {key: tuple(value) if isinstance(value, list) else value for key, value in noted.items()}
+    shares = noted.pop("shares", True)
     return Method(
         name=name,
         config=known["config"],
         fields=known["fields"],
         tasks=tuple(noted.pop("tasks", known["tasks"])),
         prompt_learning=known["prompt_learning"],
+        mixed=known["mixed"] and shares is True,
+        prefix=known["prefix"],
+        shares=shares,
         names=own,
         **noted,
     )

@@ -114,6 +114,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         **_task_facts(plan),
         **_method_facts(first.method),
         **together.facts(plan),
+        **_methods_facts(plan),
     }
 
 
@@ -203,6 +204,17 @@ def _method_facts(method: Method) -> dict[str, Any]:
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
             for field, value in method.options().items()
         ],
+    }
+
+
+def _methods_facts(plan: FineTunePlan) -> dict[str, Any]:
+    """What the methods of several adapters have in common, and the configuration of each where they have their own."""
+    each = {name: _method_facts(one.method) for name, one in plan.alone().items()}
+    return {
+        "merges": any(facts["merges"] for facts in each.values()),
+        "resumes": all(facts["resumes"] for facts in each.values()),
+        "adapter_methods": [{"name": name, **facts} for name, facts in each.items()],
+        "config_classes": sorted({facts["config_class"] for facts in each.values() if facts["config_class"]}),
     }
 
 

@@ -26,13 +26,19 @@ def facts(plan: FineTunePlan) -> dict[str, Any]:
         "system_prompts": prompts,
         "prompt_name": "system_prompt" if prompts else "SYSTEM_PROMPT",
         "combines": combines(plan),
-        "mixed": False,
-        "peft_model": "PeftModel",
+        "mixed": mixed(plan),
+        "peft_model": "PeftMixedModel" if mixed(plan) else "PeftModel",
+        "own_methods": any(each.method for each in plan.adapters.values()),
     }
     for split in ("train", "eval", "test"):
         found[f"{split}_files"] = {name: getattr(one.data, split) for name, one in alone.items()}
     found["measured_files"] = "TEST_FILES" if alone and all(found["test_files"].values()) else "EVAL_FILES"
     return found
+
+
+def mixed(plan: FineTunePlan) -> bool:
+    """Are the adapters of more than one type, so that only PeftMixedModel holds them all?"""
+    return len({one.method.peft_type for one in plan.alone().values()}) > 1
 
 
 def combines(plan: FineTunePlan) -> bool:

@@ -57,10 +57,11 @@ def _stages(book: Book, place: Place, wanted: dict[str, proofs.Wanted], seed: in
                 seen |= twin.finite(trained.losses)
             checkpoints = output / "checkpoints" / name
             twin.check_saved(book, trained.model, trained.losses, place.base, folder, checkpoints, one, of)
+            dtype = trained.model.get_base_model().get_input_embeddings().weight.dtype
             with book.check(f"reload{of}") as seen:
                 seen |= twin.reloaded(trained.model, place.base, folder, one)
             with book.check(f"frozen{of}") as seen:
-                seen |= _frozen(trained.model, place.base, one)
+                seen |= _frozen(trained.model, place.base, dtype, one)
     del made, trained
     gc.collect()
     if not all(book.passed(f"adapter:{name}") for name in wanted):
@@ -92,13 +93,12 @@ def _train(
     return dict(zip(wanted, made, strict=True))
 
 
-def _frozen(trained: Any, base: Path, wanted: proofs.Wanted) -> dict[str, Any]:
+def _frozen(trained: Any, base: Path, dtype: Any, wanted: proofs.Wanted) -> dict[str, Any]:
     """Evidence that an adapter was trained on the base as it is on disk, and not on what another has made of it."""
     import torch
 
     body = trained.get_base_model()
     quantization = getattr(body.config, "quantization_config", None)
-    dtype = body.get_input_embeddings().weight.dtype
     if not trained.active_peft_config.is_prompt_learning:
         body = trained.unload()
     fresh = wanted.loader.load(base, dtype, quantization).state_dict()
@@ -129,7 +129,10 @@ def _use(book: Book, place: Place, wanted: dict[str, proofs.Wanted], seed: int, 
             with book.check(f"merge:{name}") as seen:
                 merged = _merge(place, place.work / "merge" / name, [loud / name])
                 seen |= proofs.merged_as_adapter(place.base, loud / name, merged, each)
-        if combines:
+        if _peft_types(wanted) > 1:
+            with book.check("combine") as seen:
+                seen |= _mixed(place, [loud / name for name in names], one)
+        elif combines:
             with book.check("combine") as seen:
                 seen |= _combined(place, [loud / name for name in names[:2]], one)
         else:
@@ -146,6 +149,34 @@ def _use(book: Book, place: Place, wanted: dict[str, proofs.Wanted], seed: int, 
         seen |= {"steps": [each.state.global_step for each in made], "new_passes": [len(each.losses) for each in made]}
         if seen["steps"] != [STEPS + 1] * len(names) or max(seen["new_passes"]) > accumulation:
             raise Disproved("a second call with one step more began again instead of going on from the checkpoints")
+
+
+def _peft_types(wanted: dict[str, proofs.Wanted]) -> int:
+    return len({each.plan["method"]["peft_type"] for each in wanted.values()})
+
+
+def _mixed(place: Place, adapters: list[Path], wanted: proofs.Wanted) -> dict[str, Any]:
+    """Evidence that infer.py has adapters of several types in use at a time, and that merge.py merges what it says."""
+    import transformers
+
+    infer = scripts.load(place.project, "infer")
+    model = parity.in_float32(infer.load_adapters(str(place.base), adapters[0].parent))
+    ids = parity.probe_ids(parity.vocabulary(model.base_model.model))
+    with model.disable_adapter():
+        base = parity.logits(model, ids)
+    with infer.switched(model, adapters[0].name):
+        one = parity.logits(model, ids)
+    with infer.switched(model, [each.name for each in adapters]):
+        every = parity.logits(model, ids)
+    effect = min(parity.difference(every, base), parity.difference(every, one))
+    merged = _merge(place, place.work / "merge" / "both", adapters)
+    result = getattr(transformers, wanted.loader.model_class).from_pretrained(merged)
+    dtype = proofs.name_of(result.dtype)
+    actual = parity.difference(parity.logits(parity.in_float32(result), ids), every)
+    seen = {"largest_difference": actual, "effect": effect, "dtype": dtype}
+    if not actual <= parity.MERGE_TOLERANCE.get(dtype, 1e-1) * effect:
+        raise Disproved("the merged model does not say what all adapters say together", **seen)
+    return seen
 
 
 def _switched(place: Place, adapters: Path, names: list[str], wanted: proofs.Wanted) -> dict[str, Any]:
