@@ -200,6 +200,7 @@ def test_field_names_include_nested_parts():
 def test_operations_name_the_same_formats():
     from typing import get_args
 
-    from peftsmith import operations, plan
+    from peftsmith import plan
+    from peftsmith.operations import parameters
 
-    assert get_args(operations.DataFormat) == get_args(plan.DataFormat)
+    assert get_args(parameters.DataFormat) == get_args(plan.DataFormat)

@@ -22,7 +22,8 @@ from peftsmith import __version__, files, progress
 from peftsmith.data import show_terminal
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import EXIT_USAGE, exit_code
-from peftsmith.operations import OPERATIONS, Operation, Result
+from peftsmith.operations import OPERATIONS, Operation
+from peftsmith.operations.parameters import Result
 
 SHORT_NAMES = {
     "audit_dataset": "audit",

@@ -5,13 +5,14 @@ from typing import get_args
 
 import pytest
 
-from peftsmith import operations, plan
+from peftsmith import plan
 from peftsmith.advise import alternatives, questions, recommend, tasks, worth
 from peftsmith.advise.recommend import Device, Intent, Rows
 from peftsmith.data import formats
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import catalogue
 from peftsmith.model import speed
+from peftsmith.operations import parameters
 
 ROWS = {
     "messages": {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]},
@@ -155,8 +156,8 @@ def test_an_option_that_the_server_refuses_is_in_the_verdict(bodies):
 
 
 def test_operations_know_the_tasks_and_servers_of_the_plan():
-    assert get_args(operations.Task) == get_args(plan.Task)
-    assert get_args(operations.ServingTarget) == get_args(plan.ServingTarget)
+    assert get_args(parameters.Task) == get_args(plan.Task)
+    assert get_args(parameters.ServingTarget) == get_args(plan.ServingTarget)
 
 
 def test_every_finding_of_advice_is_in_the_catalogue_with_an_action():

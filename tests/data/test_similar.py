@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftsmith.data.similar import LEAST, Lookup, Similar, sketch
+from peftsmith.data.part import Part
+from peftsmith.data.similar import LEAST, Lookup, keep, kept, like_rows, sketch
 from peftsmith.data.views import View
 
 JAPANESE = "注文の品がまだ届かないが配送状況を確認し私の携帯に連絡を頂けますか。" + "それと領収書の宛名の直し方も早めに"
@@ -17,6 +18,14 @@ VOCABULARY = [f"w{number}" for number in range(3000)]
 
 def row(asked, answer=""):
     return View(asked, answer, f"{asked}\n{answer}")
+
+
+def put(part, made):
+    """Keep a sketch under the next number, from 0 on."""
+    number = part.usable
+    part["numbers"].append(number)
+    keep(part, number, made)
+    return number
 
 
 def words(draw, size):
@@ -47,10 +56,10 @@ def test_recall_and_precision():
         one = words(draw, draw.randint(30, 300))
         other = edited(draw, one, draw.randint(0, len(one) // 10))
         true = similarity(one, other)
-        rows = Similar()
+        rows = Part()
         for text in (one, other):
-            rows.add(sketch(row(" ".join(text), "yes")))
-        hit = bool(rows.repeated())
+            put(rows, sketch(row(" ".join(text), "yes")))
+        hit = bool(like_rows(rows))
         if true >= 0.9:
             above, found = above + 1, found + hit
         elif true <= 0.6:
@@ -63,26 +72,26 @@ def test_recall_and_precision():
 def test_many_rows_in_one_set():
     draw = random.Random(6)
     texts = [words(draw, 60) for _ in range(2000)]
-    rows = Similar()
+    rows = Part()
     for text in texts:
-        rows.add(sketch(row(" ".join(text), "an answer")))
-    assert rows.repeated() == {}
+        put(rows, sketch(row(" ".join(text), "an answer")))
+    assert like_rows(rows) == {}
     places = {
-        rows.add(sketch(row(" ".join(edited(draw, texts[number], 1)), "an answer"))): number for number in range(50)
+        put(rows, sketch(row(" ".join(edited(draw, texts[number], 1)), "an answer"))): number for number in range(50)
     }
-    found = rows.repeated()
+    found = like_rows(rows)
     assert len(found) >= 45
     assert all(places[place] == earlier for place, earlier in found.items())
 
 
 def test_questions_about_one_text_differ_by_their_answers():
     passage = " ".join(words(random.Random(7), 200))
-    rows = Similar()
-    rows.add(sketch(row(f"{passage} who came first?", "the woman with the dog")))
-    rows.add(sketch(row(f"{passage} who came last?", "nobody knows that")))
-    assert rows.repeated() == {}
-    rows.add(sketch(row(f"{passage} who came at first?", "The woman with  the DOG")))
-    assert rows.repeated() == {2: 0}
+    rows = Part()
+    put(rows, sketch(row(f"{passage} who came first?", "the woman with the dog")))
+    put(rows, sketch(row(f"{passage} who came last?", "nobody knows that")))
+    assert like_rows(rows) == {}
+    put(rows, sketch(row(f"{passage} who came at first?", "The woman with  the DOG")))
+    assert like_rows(rows) == {2: 0}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +122,7 @@ def test_every_row_is_like_itself(asked, answer):
     own = sketch(row(asked, answer))
     assert own == sketch(row(asked, answer))
     assert own.like(own)
-    rows = Similar()
-    assert rows.add(own) == 0
-    assert [list(side) for side in rows.at(0)[:2]] == [own.asked, own.answer]
-    assert own.like(rows.at(0)) and LEAST <= 1
+    rows = Part()
+    assert put(rows, own) == 0
+    assert [list(side) for side in kept(rows, 0)[:2]] == [own.asked, own.answer]
+    assert own.like(kept(rows, 0)) and LEAST <= 1

@@ -1,48 +1,32 @@
 """What is wrong with a data set before it costs anything.
 
-Knows: one streaming pass over the rows: format faults, labels, which check sees which row; and the report.
-Does not know: how text (content.py), repetition (repetition.py, similar.py), splits (overlap.py) and tokens (tokens.py)
-are judged.
+Knows: one streaming pass over the rows, in one process or several; the checks that need all rows; and the report.
+Does not know: how one row is looked at (examine.py), how repetition (repetition.py, similar.py), splits (overlap.py),
+labels (label_report.py) and tokens (token_report.py) are judged.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peftsmith import files
-from peftsmith.data import content, licence
-from peftsmith.data.examples import AnyExample, Classified, Tagged
-from peftsmith.data.formats import Detected, Mapping, RowFault, as_chat, detect, read_rows, rivals, to_example
+from peftsmith.data import crew, label_report, licence, repetition, similar, token_report
+from peftsmith.data.examine import Checks, Examiner
+from peftsmith.data.examples import AnyExample
+from peftsmith.data.formats import Detected, Mapping, detect, to_example
+from peftsmith.data.lots import lots
 from peftsmith.data.overlap import Split
+from peftsmith.data.part import Part
+from peftsmith.data.reading import sources
 from peftsmith.data.rendering import Renderer
-from peftsmith.data.repetition import Repetition, groups
-from peftsmith.data.similar import Similar, sketch
-from peftsmith.data.tally import Tallies
-from peftsmith.data.tokens import TokenAudit
-from peftsmith.data.views import loose, view
+from peftsmith.data.token_report import TokenReport
 from peftsmith.finding import Finding, finding, worst_first
 from peftsmith.progress import Listener
 
-FAULT_FINDING = {
-    "shape": "data.rows.shape",
-    "unsupported": "data.rows.unsupported",
-    "role": "data.rows.role",
-    "order": "data.rows.ending",
-    "ending": "data.rows.ending",
-    "empty": "data.rows.empty",
-    "encoding": "data.rows.surrogate",
-    "label": "data.labels.unknown",
-}
 LEAST_CONFIDENCE = 0.9
-_IMBALANCE = 10
-_CHUNK_ROWS = 512
-_CHUNK_CHARACTERS = 1 << 20
-_TEXT_LABELS = 60
 
 
 @dataclass(frozen=True)
@@ -103,9 +87,10 @@ def audit(
 ) -> Report:
     """Read `path` once and say what is wrong with it. Rows are streamed; what is kept is about 250 bytes a row.
 
-    `model` is a folder or a hub id, for its tokenizer and template only. `near_duplicates` turns the search for rows
-    with like words on, `scans` looking through each row's text. Raises PeftsmithError when the file cannot be
-    read at all, has no covered format, or the model has no tokenizer.
+    Large files are looked at in as many processes as there are cores (at most 8). `model` is a folder or a hub id, for
+    its tokenizer and template only. `near_duplicates` turns the search for rows with like words on, `scans` looking
+    through each row's text. Raises PeftsmithError when the file cannot be read at all, has no covered format, or the
+    model has no tokenizer.
     """
     detected = detect(path, mapping or Mapping.of(text_column=text_column, label_column=label_column))
 
@@ -116,83 +101,108 @@ def audit(
     for name, file in (("test", test), ("eval", eval)):
         if file is not None:
             splits.append(Split(name, file, convert, words=near_duplicates, others=list(splits)))
-    renderer = _renderer(model, revision) if model else None
-    tokens = None
-    if renderer is not None:
-        tokens = TokenAudit(renderer, max_length, batch_size=batch_size, labels=detected.labels, scans=scans)
-    seen = _Pass(splits, Similar() if near_duplicates else None, scans)
-    chunk = _Chunk(tokens)
+    folder = _tokenizer(model, revision) if model else None
+    checks = Checks(
+        mapping=detected.mapping,
+        tokenizer=folder,
+        max_length=max_length,
+        labels=tuple(detected.labels),
+        system_prompt=system_prompt,
+        near_duplicates=near_duplicates,
+        scans=scans,
+        splits=bool(splits),
+    )
+    renderer = Renderer.load(folder) if folder else None
+    whole = Part()
     total = _lines(path) if progress else None
-    try:
-        for row in read_rows(path):
-            seen.rows += 1
-            if progress and seen.rows % _CHUNK_ROWS == 0:
-                progress(seen.rows, total)
-            if row.value is None:
-                seen.tallies.add("data.rows.malformed", row.number, row.fault or "")
-                continue
-            try:
-                example = convert(row.value)
-            except RowFault as fault:
-                others = rivals(row.value, detected.format)
-                if fault.kind in ("shape", "empty", "label") and others:
-                    seen.tallies.add("data.format.mixed", row.number, f"{others[0]} beside {detected.format}")
-                else:
-                    seen.tallies.add(FAULT_FINDING[fault.kind], row.number, str(fault))
-                continue
-            size = seen.add(row.number, example)
-            chunk.add(row.number, as_chat(example, system_prompt) or example, size)
-        chunk.send()
-        if tokens is not None:
-            tokens.finish()
-    finally:
-        if tokens is not None:
-            tokens.close()
-    if progress:
-        progress(seen.rows, seen.rows)
-    return _report(path, detected, seen, tokens)
+    for part in _parts(path, checks, renderer):
+        for split in splits:
+            split.check(part.tallies, part, words=near_duplicates)
+        whole.add(part)
+        if progress:
+            progress(whole.rows, total)
+    if progress and whole.rows != total:
+        progress(whole.rows, whole.rows)
+    repetition.note(whole.tallies, whole, similar.like_rows(whole) if near_duplicates else None)
+    label_report.note_contradictions(whole)
+    tokens = TokenReport.of(whole, renderer, max_length, batch_size) if renderer else None
+    findings = [
+        *_about_format(detected),
+        *_about_rows(whole, splits),
+        *licence.judge(path),
+        *(token_report.findings(whole, tokens, renderer) if tokens and renderer else [finding("data.tokens.unknown")]),
+    ]
+    return _report(path, detected, whole, splits, tokens, near_duplicates, findings)
 
 
-def _report(path: Path, detected: Detected, seen: _Pass, tokens: TokenAudit | None) -> Report:
-    seen.finish()
-    findings = [*_about_format(detected), *seen.findings(), *licence.judge(path)]
-    if tokens is None:
-        findings.append(finding("data.tokens.unknown"))
-    else:
-        findings += tokens.findings(seen.rows)
+def _parts(path: Path, checks: Checks, renderer: Renderer | None) -> Iterator[Part]:
+    count = crew.processes_for(sum(each.stat().st_size for each in sources(path)))
+    if count > 1:
+        return crew.parts(checks, lots(path), count)
+    return map(Examiner(checks, renderer).examine, lots(path))
+
+
+def _about_rows(whole: Part, splits: list[Split]) -> Iterator[Finding]:
+    if not whole.usable:
+        yield finding("data.file.unusable", rows_read=whole.rows)
+    yield from whole.tallies.findings(whole.rows)
+    if whole.labels:
+        yield from label_report.findings(whole.labels, whole.usable)
+    elif not whole.tagged and (same := repetition.same_answer(whole["numbers"], whole["answers"])):
+        count, number = same
+        yield finding(
+            "data.rows.same_answer",
+            f"{count} of {whole.rows} rows have the same answer, first in row {number}",
+            count=count,
+            share=round(count / whole.rows, 4),
+            rows=[number],
+        )
+    for split in splits:
+        yield from split.tallies.findings(split.rows)
+        yield from label_report.unseen(split, whole.labels)
+
+
+def _report(
+    path: Path,
+    detected: Detected,
+    whole: Part,
+    splits: list[Split],
+    tokens: TokenReport | None,
+    near_duplicates: bool,
+    findings: list[Finding],
+) -> Report:
     counted = tokens if tokens is not None and len(tokens.lengths) else None
-    shares = counted.padding() if counted else None
-    near = seen.tallies.count("data.rows.near_duplicate") + seen.tallies.count("data.rows.similar")
-    found = {split.name: split.found for split in seen.splits}
+    near = whole.tallies.count("data.rows.near_duplicate") + whole.tallies.count("data.rows.similar")
+    found = {split.name: split.found for split in splits}
     return Report(
         path=str(path),
         sha256=files.sha256_file(path),
-        rows=seen.rows,
-        usable_rows=seen.usable,
+        rows=whole.rows,
+        usable_rows=whole.usable,
         format=detected.format,
         confidence=detected.confidence,
-        labels=dict(seen.labels.most_common()),
+        labels=dict(whole.labels.most_common()),
         tokens=counted.lengths.summary() if counted else None,
-        loss_tokens=counted.loss_tokens if counted else None,
-        truncated_rows=counted.truncated_rows if counted else None,
-        duplicates=seen.tallies.count("data.rows.duplicate"),
+        loss_tokens=whole.loss_tokens if counted else None,
+        truncated_rows=whole.truncated_rows if counted else None,
+        duplicates=whole.tallies.count("data.rows.duplicate"),
         test_overlap=found.get("test"),
         suggested_max_length=counted.suggested_max_length() if counted else None,
-        loss_tokens_lost=counted.lost_loss_tokens if counted else None,
-        near_duplicates=near if seen.similar is not None else None,
+        loss_tokens_lost=whole.lost_loss_tokens if counted else None,
+        near_duplicates=near if near_duplicates else None,
         eval_overlap=found.get("eval"),
-        padding=round(shares[0], 4) if shares else None,
-        packed_unused=round(shares[1], 4) if shares else None,
+        padding=round(counted.padding, 4) if counted and counted.padding is not None else None,
+        packed_unused=round(counted.packed_unused, 4) if counted and counted.packed_unused is not None else None,
         suggested_packing=counted.suggested_packing() if counted else None,
         suggested_batch_size=counted.suggested_batch_size() if counted else None,
         findings=worst_first(findings),
     )
 
 
-def _renderer(model: str, revision: str | None) -> Renderer:
+def _tokenizer(model: str, revision: str | None) -> Path:
     from peftsmith.model import source
 
-    return Renderer.load(source.tokenizer_folder(source.open_model(model, revision)))
+    return source.tokenizer_folder(source.open_model(model, revision))
 
 
 def _lines(path: Path) -> int | None:
@@ -210,130 +220,3 @@ def _about_format(detected: Detected) -> Iterator[Finding]:
             f"The format is taken to be {detected.format} with confidence {detected.confidence}: {detected.reason}",
             confidence=detected.confidence,
         )
-
-
-class _Chunk:
-    """Rows gathered for the token audit, which takes them in lots."""
-
-    def __init__(self, tokens: TokenAudit | None) -> None:
-        self._tokens = tokens
-        self._rows: list[tuple[int, AnyExample]] = []
-        self._size = 0
-
-    def add(self, number: int, example: AnyExample, size: int) -> None:
-        if self._tokens is None:
-            return
-        self._rows.append((number, example))
-        self._size += size
-        if len(self._rows) >= _CHUNK_ROWS or self._size >= _CHUNK_CHARACTERS:
-            self.send()
-
-    def send(self) -> None:
-        if self._tokens is not None:
-            self._tokens.add(self._rows)
-            self._rows, self._size = [], 0
-
-
-class _Pass:
-    """What one pass over the training rows gathers."""
-
-    def __init__(self, splits: list[Split], similar: Similar | None, scans: bool) -> None:
-        self.rows = 0
-        self.usable = 0
-        self.labels: Counter[str] = Counter()
-        self.tallies = Tallies()
-        self.splits = splits
-        self.similar = similar
-        self._scans = scans
-        self._tags = False  # the same tags in most rows are nothing odd
-        self._repetition = Repetition()
-        self._questions, self._classes, self._numbers = array("Q"), array("I"), array("I")
-        self._places: dict[str, int] = {}
-
-    def add(self, number: int, example: AnyExample) -> int:
-        """Look at one row; returns its size in characters."""
-        self.usable += 1
-        seen = view(example)
-        for id_, detail in content.order(example, seen):
-            self.tallies.add(id_, number, detail)
-        if self._scans:
-            for id_, detail in content.notes(example, seen):
-                self.tallies.add(id_, number, detail)
-        words = sketch(seen) if self.similar is not None else None
-        self._repetition.add(number, seen.key(), words.words if words else 0, seen.answer_key())
-        if self.similar is not None and words is not None:
-            self.similar.add(words)
-        for split in self.splits:
-            split.check(self.tallies, number, seen, words)
-        if isinstance(example, Classified):
-            self.labels[example.label] += 1
-            self._questions.append(seen.loose_question_key())
-            self._classes.append(self._places.setdefault(example.label, len(self._places)))
-            self._numbers.append(number)
-        self._tags = isinstance(example, Tagged)
-        return len(seen.text)
-
-    def finish(self) -> None:
-        """Everything that needs all rows."""
-        self._repetition.note(self.tallies, self.similar.repeated() if self.similar is not None else None)
-        labels = list(self._places)
-        for group in groups(self._questions):
-            first = labels[self._classes[group[0]]]
-            for place in group[1:]:
-                label = labels[self._classes[place]]
-                if loose(label) != loose(first):
-                    detail = f"{label!r} here, {first!r} in row {self._numbers[group[0]]}"
-                    self.tallies.add("data.labels.contradictory", self._numbers[place], detail)
-
-    def findings(self) -> Iterator[Finding]:
-        if not self.usable:
-            yield finding("data.file.unusable", rows_read=self.rows)
-        yield from self.tallies.findings(self.rows)
-        if self.labels:
-            yield from self._about_labels()
-        elif not self._tags and (same := self._repetition.same_answer()):
-            count, number = same
-            yield finding(
-                "data.rows.same_answer",
-                f"{count} of {self.rows} rows have the same answer, first in row {number}",
-                count=count,
-                share=round(count / self.rows, 4),
-                rows=[number],
-            )
-        for split in self.splits:
-            yield from split.tallies.findings(split.rows)
-            unseen = sorted(set(split.labels) - set(self.labels))
-            if unseen:
-                shown = [files.clean(label, _TEXT_LABELS) for label in unseen[:5]]
-                yield finding(
-                    "data.labels.unseen",
-                    f"The {split.name} rows have {len(unseen)} label(s) that the training rows never show: "
-                    f"{', '.join(shown)}",
-                    labels=shown,
-                    count=len(unseen),
-                )
-
-    def _about_labels(self) -> Iterator[Finding]:
-        counts = {files.clean(label, 60): count for label, count in self.labels.most_common()}
-        if len(self.labels) == 1:
-            yield finding(
-                "data.labels.single", f"All {self.usable} rows have the label {next(iter(counts))!r}", labels=counts
-            )
-            return
-        (most, largest), (least, smallest) = self.labels.most_common()[0], self.labels.most_common()[-1]
-        if largest >= _IMBALANCE * smallest:
-            yield finding(
-                "data.labels.imbalance",
-                f"Label {most!r} has {largest} rows, {least!r} has {smallest}: {largest / smallest:.0f} times as many",
-                labels=dict(list(counts.items())[:20]),
-            )
-        by_text: dict[str, list[str]] = {}
-        for label in self.labels:
-            by_text.setdefault(loose(label), []).append(files.clean(label, 60))
-        variants = [sorted(written) for written in by_text.values() if len(written) > 1]
-        if variants:
-            yield finding(
-                "data.labels.variants",
-                f"{len(variants)} label(s) are written in several ways, such as {' and '.join(map(repr, variants[0]))}",
-                variants=variants[:5],
-            )

@@ -17,9 +17,10 @@ from typing import Any
 from peftsmith.data.examples import AnyExample, Classified
 from peftsmith.data.faults import RowFault
 from peftsmith.data.formats import read_rows
-from peftsmith.data.similar import Lookup, Sketch, sketch
+from peftsmith.data.part import Part
+from peftsmith.data.similar import Lookup, Sketch, kept, sketch
 from peftsmith.data.tally import Tallies
-from peftsmith.data.views import View, view
+from peftsmith.data.views import view
 
 
 class Split:
@@ -59,22 +60,27 @@ class Split:
             if isinstance(example, Classified):
                 self.labels[example.label] += 1
             for other in others:
-                match = other.match(seen, None)
+                match = other.match(seen.question_key(), seen.loose_question_key(), None)
                 if match:
                     self.tallies.add(f"data.{name}.in_{other.name}", row.number, f"row {match[1]} of the {other.name}")
 
-    def match(self, seen: View, words: Sketch | None) -> tuple[str, int] | None:
-        """How (overlap, near_overlap, similar) and in which row of this split another row stands."""
-        loose = self._loose.get(seen.loose_question_key())
-        if loose is not None:
-            exact = self._exact.get(seen.question_key())
-            return ("overlap", exact) if exact else ("near_overlap", loose)
+    def match(self, exact: int, loose: int, words: Sketch | None) -> tuple[str, int] | None:
+        """How (overlap, near_overlap, similar) and in which row of this split another row stands.
+
+        `exact` and `loose` are the other row's question_key and loose_question_key.
+        """
+        number = self._loose.get(loose)
+        if number is not None:
+            equal = self._exact.get(exact)
+            return ("overlap", equal) if equal else ("near_overlap", number)
         like = self._words.find(words) if self._words is not None and words is not None else None
         return ("similar", like) if like is not None else None
 
-    def check(self, tallies: Tallies, number: int, seen: View, words: Sketch | None) -> None:
-        """Note a training row that stands here as well."""
-        match = self.match(seen, words)
-        if match:
-            self.found += 1
-            tallies.add(f"data.{self.name}.{match[0]}", number, f"row {match[1]} of the {self.name}")
+    def check(self, tallies: Tallies, part: Part, *, words: bool) -> None:
+        """Note the training rows that stand here as well."""
+        columns = part["numbers"], part["questions"], part["loose_questions"]
+        for place, (number, exact, loose) in enumerate(zip(*columns, strict=True)):
+            match = self.match(exact, loose, kept(part, place) if words else None)
+            if match:
+                self.found += 1
+                tallies.add(f"data.{self.name}.{match[0]}", number, f"row {match[1]} of the {self.name}")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from peftsmith import files
 from peftsmith.data import comparison, fixes, labels
-from peftsmith.data.audit import FAULT_FINDING
 from peftsmith.data.comparison import State
+from peftsmith.data.examine import FAULT_FINDING
 from peftsmith.data.examples import AnyExample
 from peftsmith.data.faults import RowFault
 from peftsmith.data.labels import Labelled, Row, Settings, SettingsRefused

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from peftsmith import files
 from peftsmith.data import row as limits
@@ -61,11 +62,19 @@ def _numbered_through(parts: list[Path]) -> Iterator[Row]:
 
 
 def _file_rows(path: Path) -> Iterator[Row]:
-    head = _head(path)
-    if _is_table(head):
+    kind, head = kind_of(path)
+    if kind == "table":
         from peftsmith.data import tables
 
-        return tables.rows(path, head, limits.LONGEST_LINE)
+        return tables.rows(path, head)
+    return {"csv": text_files.csv_rows, "array": text_files.array_rows, "lines": text_files.json_lines}[kind](path)
+
+
+def kind_of(path: Path) -> tuple[Literal["table", "csv", "array", "lines"], bytes]:
+    """How rows stand in a file, and its first bytes. Raises PeftsmithError for what is no readable data file."""
+    head = _head(path)
+    if _is_table(head):
+        return "table", head
     if path.suffix.lower() in _TABLE_SUFFIXES:
         raise PeftsmithError(
             f"The file is named {path.suffix} but is no such file",
@@ -73,10 +82,8 @@ def _file_rows(path: Path) -> Iterator[Row]:
             next_step="Fetch or write it again; or name it by what it holds.",
         )
     if path.suffix.lower() in _CSV_SUFFIXES:
-        return text_files.csv_rows(path)
-    if head.removeprefix(BOM).lstrip()[:1] == b"[":
-        return text_files.array_rows(path)
-    return text_files.json_lines(path)
+        return "csv", head
+    return "array" if head.removeprefix(BOM).lstrip()[:1] == b"[" else "lines", head
 
 
 def class_names(path: Path) -> dict[str, tuple[str, ...]]:

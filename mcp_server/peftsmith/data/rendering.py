@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from peftsmith.data import tokenizer_files
 from peftsmith.data.examples import Chat, Message
 from peftsmith.data.templating import Conversation, Pair, Rendered, Template, TemplateRefused
+from peftsmith.data.words import WordIds, Words
 from peftsmith.errors import PeftsmithError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Renderer:
         self._last_border = ""
         added = {token.content for token in files.tokenizer.get_added_tokens_decoder().values()}
         whole = {each for each in files.borders if not any(each in other for other in added - {each})}
+        self._words = Words.of(files.tokenizer)
         self._starts = _Starts(frozenset(whole), self.ids)
         self._tails: dict[str, list[int]] = {}
 
@@ -147,13 +149,22 @@ class Renderer:
         """
         starts = [self._starts.of(pair.text) if isinstance(pair, Pair) else _NO_START for pair in pairs]
         texts = [pair.text[start.size :] for pair, start in zip(pairs, starts, strict=True) if isinstance(pair, Pair)]
-        encodings = iter(self.files.tokenizer.encode_batch(texts, add_special_tokens=False))
+        encodings = iter(self.encoded(texts))
         return [
             self.labelled(pair.prompt, pair.text, next(encodings), start) if isinstance(pair, Pair) else pair
             for pair, start in zip(pairs, starts, strict=True)
         ]
 
-    def labelled(self, prompt: str | int, whole: str, encoding: Encoding, start: Start = _NO_START) -> Labelled:
+    def encoded(self, texts: Sequence[str]) -> list[Encoding | WordIds]:
+        """Ids of rendered texts without added special tokens: by known words, else by the tokenizer on all cores."""
+        found = self._words.encode_many(texts) if self._words else [None] * len(texts)
+        rest = [text for text, known in zip(texts, found, strict=True) if known is None]
+        encodings = iter(self.files.tokenizer.encode_batch(rest, add_special_tokens=False) if rest else ())
+        return [known or next(encodings) for known in found]
+
+    def labelled(
+        self, prompt: str | int, whole: str, encoding: Encoding | WordIds, start: Start = _NO_START
+    ) -> Labelled:
         """Where the ids of the two texts part; `prompt` is a text, or how much of the whole it is.
 
         `encoding` is that of `whole` behind `start`, without added special tokens.

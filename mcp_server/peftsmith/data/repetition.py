@@ -6,62 +6,51 @@ Does not know: what a key stands for (views.py); near duplicates by words (simil
 
 from __future__ import annotations
 
-from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from peftsmith.data.part import Part
 from peftsmith.data.tally import Tallies
 
 _FEWEST_ROWS = 20
 _SHARE_OF_TEXT, _SHARE_OF_CLASS = 0.5, 0.9
 
 
-class Repetition:
-    """Keys of rows in the order in which they came; 28 bytes a row, and a few more while they are sorted."""
+def note(tallies: Tallies, part: Part, similar: dict[int, int] | None) -> None:
+    """Count duplicates; rows that differ in case and white space; rows with few other words.
 
-    def __init__(self) -> None:
-        self._rows = array("I")
-        self._exact = array("Q")
-        self._loose = array("Q")
-        self._answers = array("Q")
+    `similar` maps a row's number to that of an earlier row like it; None when near duplicates are not looked for.
+    """
+    numbers = part["numbers"]
+    exact = _by_number(numbers, part["exact"])
+    loose = _by_number(numbers, part["words"]) if similar is not None else {}
+    similar = similar or {}
+    for number in sorted(exact.keys() | loose.keys() | similar.keys()):
+        if number in exact:
+            tallies.add("data.rows.duplicate", number, f"as row {exact[number]}")
+        elif number in loose:
+            tallies.add("data.rows.near_duplicate", number, f"as row {loose[number]}")
+        else:
+            tallies.add("data.rows.similar", number, f"like row {similar[number]}")
 
-    def add(self, number: int, exact: int, words: int, answer: int) -> None:
-        self._rows.append(number)
-        self._exact.append(exact)
-        self._loose.append(words)
-        self._answers.append(answer)
 
-    def number(self, place: int) -> int:
-        return self._rows[place]
+def same_answer(numbers: Sequence[int], answers: Sequence[int]) -> tuple[int, int] | None:
+    """(rows, first row number) of an answer that most rows have, or None; `answers` are keys, one for each number.
 
-    def note(self, tallies: Tallies, similar: dict[int, int] | None) -> None:
-        """Count duplicates; rows that differ in case and white space; rows with few other words (`similar`)."""
-        exact, loose = repeated(self._exact), repeated(self._loose) if similar is not None else {}
-        similar = similar or {}
-        for place in sorted(exact.keys() | loose.keys() | similar.keys()):
-            number = self._rows[place]
-            if place in exact:
-                tallies.add("data.rows.duplicate", number, f"as row {self._rows[exact[place]]}")
-            elif place in loose:
-                tallies.add("data.rows.near_duplicate", number, f"as row {self._rows[loose[place]]}")
-            else:
-                tallies.add("data.rows.similar", number, f"like row {self._rows[similar[place]]}")
+    Most are over half of the rows where the other answers mostly differ, and over nine tenths where they repeat,
+    as yes and no do.
+    """
+    total = len(answers)
+    if total < _FEWEST_ROWS:
+        return None
+    counts = Counter(answers)
+    [(key, largest)] = counts.most_common(1)
+    share = _SHARE_OF_TEXT if 2 * (len(counts) - 1) >= total - largest else _SHARE_OF_CLASS
+    return (largest, numbers[answers.index(key)]) if largest > share * total else None
 
-    def same_answer(self) -> tuple[int, int] | None:
-        """(rows, first row number) of an answer that most rows have, or None.
 
-        Most are over half of the rows where the other answers mostly differ, and over nine tenths where they repeat,
-        as yes and no do.
-        """
-        total = len(self._answers)
-        if total < _FEWEST_ROWS:
-            return None
-        largest, place, kinds = 0, 0, 0
-        for group in groups(self._answers, alone=True):
-            kinds += 1
-            if len(group) > largest:
-                largest, place = len(group), group[0]
-        share = _SHARE_OF_TEXT if 2 * (kinds - 1) >= total - largest else _SHARE_OF_CLASS
-        return (largest, self._rows[place]) if largest > share * total else None
+def _by_number(numbers: Sequence[int], keys: Sequence[int]) -> dict[int, int]:
+    return {numbers[place]: numbers[first] for place, first in repeated(keys).items()}
 
 
 def repeated(keys: Sequence[int]) -> dict[int, int]:
@@ -69,14 +58,12 @@ def repeated(keys: Sequence[int]) -> dict[int, int]:
     return {place: group[0] for group in groups(keys) for place in group[1:]}
 
 
-def groups(keys: Sequence[int], *, alone: bool = False) -> Iterator[list[int]]:
-    """Places with equal keys, each group in order; groups of one only when `alone`."""
-    group: list[int] = []
-    for place in sorted(range(len(keys)), key=keys.__getitem__):
-        if group and keys[place] != keys[group[0]]:
-            if alone or len(group) > 1:
-                yield group
-            group = []
-        group.append(place)
-    if group and (alone or len(group) > 1):
-        yield group
+def groups(keys: Sequence[int]) -> Iterator[list[int]]:
+    """Places with equal keys, each group in order, where there are several."""
+    again = {key for key, count in Counter(keys).items() if count > 1}
+    by_key: dict[int, list[int]] = {}
+    if again:
+        for place, key in enumerate(keys):
+            if key in again:
+                by_key.setdefault(key, []).append(place)
+    yield from by_key.values()

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import re
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-from peftsmith.data.views import View
+from peftsmith.data.part import Part
+from peftsmith.data.views import View, key_of
 
 LEAST = 0.8
 _ASKED, _ANSWER = 24, 12
@@ -68,7 +70,8 @@ _words = _Words()
 
 def sketch(view: View) -> Sketch:
     asked, answer = _numbers(view.asked), _numbers(view.answer)
-    words = hash((asked, answer, view.system, view.rest)) & 0xFFFFFFFFFFFFFFFF
+    # of whole numbers only, whose hash is the same in every process
+    words = hash((asked, answer, key_of(view.system), key_of(view.rest))) & 0xFFFFFFFFFFFFFFFF
     return Sketch(_smallest(asked, _ASKED), _smallest(answer, _ANSWER), words)
 
 
@@ -106,59 +109,51 @@ def jaccard(one: Sequence[int], other: Sequence[int], most: int) -> float:
     return sum(each in first and each in second for each in union) / len(union) if union else 1.0
 
 
-class Similar:
-    """The sketches of many rows, 150 bytes a row, with 32 more while groups are made."""
+def keep(part: Part, number: int, row: Sketch) -> None:
+    """Write a row's sketch into the part's columns; the same row's number is in its `numbers`."""
+    for side, most in ((row.asked, _ASKED), (row.answer, _ANSWER)):
+        part["sizes"].append(len(side))
+        part["hashes"].extend([*side, *([0] * (most - len(side)))])
+    part["marks"].extend([mark << 32 | number for mark in row.marks()])
 
-    def __init__(self) -> None:
-        self._hashes = array("I")
-        self._sizes = array("B")
-        self._keys = array("Q")  # a key's 32 bits above the row's place
 
-    def __len__(self) -> int:
-        return len(self._sizes) // 2
+def kept(part: Part, place: int) -> Sketch:
+    """The sketch of the row at `place` among the part's."""
+    start, asked, answer = _WIDTH * place, part["sizes"][2 * place], part["sizes"][2 * place + 1]
+    middle = start + _ASKED
+    return Sketch(part["hashes"][start : start + asked], part["hashes"][middle : middle + answer])
 
-    def add(self, row: Sketch) -> int:
-        """Keep a sketch; returns its place."""
-        place = len(self)
-        for side, most in ((row.asked, _ASKED), (row.answer, _ANSWER)):
-            self._sizes.append(len(side))
-            self._hashes.extend([*side, *([0] * (most - len(side)))])
-        self._keys.extend([key << 32 | place for key in row.marks()])
-        return place
 
-    def at(self, place: int) -> Sketch:
-        start, asked, answer = _WIDTH * place, self._sizes[2 * place], self._sizes[2 * place + 1]
-        middle = start + _ASKED
-        return Sketch(self._hashes[start : start + asked], self._hashes[middle : middle + answer])
+def like_rows(part: Part) -> dict[int, int]:
+    """Number of a row -> that of an earlier one with a like sketch, for every row that has one; also of equal rows."""
+    found: dict[int, int] = {}
+    for group in _groups(part["marks"]):
+        leaders: list[tuple[int, Sketch]] = []
+        for number in group:
+            if number in found:
+                continue
+            row = kept(part, bisect_left(part["numbers"], number))
+            like = next((other for other, known in leaders if known.like(row)), None)
+            if like is not None:
+                found[number] = like
+            elif len(leaders) < _LEADERS:
+                leaders.append((number, row))
+    return found
 
-    def repeated(self) -> dict[int, int]:
-        """Place -> an earlier place with a like sketch, for every place that has one. Exact repetition is included."""
-        found: dict[int, int] = {}
-        for group in self._groups():
-            leaders: list[tuple[int, Sketch]] = []
-            for place in group:
-                if place in found:
-                    continue
-                row = self.at(place)
-                like = next((other for other, known in leaders if known.like(row)), None)
-                if like is not None:
-                    found[place] = like
-                elif len(leaders) < _LEADERS:
-                    leaders.append((place, row))
-        return found
 
-    def _groups(self) -> Iterator[list[int]]:
-        group: list[int] = []
-        before = -1
-        for each in sorted(self._keys):
-            key, place = each >> 32, each & 0xFFFFFFFF
-            if key != before:
-                if len(group) > 1:
-                    yield group
-                group, before = [], key
-            group.append(place)
-        if len(group) > 1:
-            yield group
+def _groups(marks: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of rows that share a mark, in order."""
+    group: list[int] = []
+    before = -1
+    for each in sorted(marks):
+        mark, number = each >> 32, each & 0xFFFFFFFF
+        if mark != before:
+            if len(group) > 1:
+                yield group
+            group, before = [], mark
+        group.append(number)
+    if len(group) > 1:
+        yield group
 
 
 class Lookup:

@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from peftsmith import files
+from peftsmith.data import row
+from peftsmith.data.row import Row
 from peftsmith.errors import PeftsmithError
-
-if TYPE_CHECKING:
-    from peftsmith.data.reading import Row
 
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 _BATCH_ROWS = 256
@@ -31,22 +30,70 @@ _MOST_EXPANDED = 1 << 30
 _BUFFER = 1 << 20
 
 
-def rows(path: Path, head: bytes, longest: int) -> Iterator[Row]:
-    """The rows of a Parquet or Arrow file by their place from 1 on; `longest`: most characters of a row.
+def rows(path: Path, head: bytes) -> Iterator[Row]:
+    """The rows of a Parquet or Arrow file by their place from 1 on, each of at most row.LONGEST_LINE characters.
 
     Nulls inside objects are left out (Arrow cannot tell them from absent keys). A row that cannot be read has a fault.
     Raises PeftsmithError for a file that is broken, encrypted, empty or has a column name twice.
     """
-    from peftsmith.data.reading import Row
-
     number = 0
     with _explained(path):
         for batch in _batches(path, head):
-            for value in _rows_of(batch, longest):
+            for value, fault in _rows_of(batch):
                 number += 1
-                yield Row(number, None, value) if isinstance(value, str) else Row(number, value)
+                yield Row(number, value, fault)
     if not number:
-        raise PeftsmithError("The table has no rows", value=str(path), next_step="Put at least one row into it.")
+        raise _empty(path)
+
+
+def lots(path: Path, head: bytes) -> Iterator[tuple[Literal["table", "values"], list[int], Any]]:
+    """(kind, numbers, content) as lots.Lot has them: batches as Arrow streams, unless only `rows` can take them apart.
+
+    A batch that is sent on is valid in full, and has neither dictionaries, which every stream would repeat, nor types
+    from elsewhere.
+    """
+    arrow = _library()
+    number = 0
+    with _explained(path):
+        for batch in _batches(path, head):
+            numbers = list(range(number + 1, number + 1 + batch.num_rows))
+            number += batch.num_rows
+            if all(_is_plain(each.type) for each in batch.schema) and _is_valid(batch):
+                sink = arrow.BufferOutputStream()
+                with arrow.ipc.new_stream(sink, batch.schema) as stream:
+                    stream.write_batch(batch)
+                yield "table", numbers, sink.getvalue().to_pybytes()
+            else:
+                yield "values", numbers, list(_rows_of(batch))
+    if not number:
+        raise _empty(path)
+
+
+def unpacked(stream: bytes) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
+    """(value, fault) of the rows of one of `lots`."""
+    arrow = _library()
+    with arrow.ipc.open_stream(stream) as opened:
+        for batch in opened:
+            yield from _rows_of(batch)
+
+
+def _is_plain(kind: Any) -> bool:
+    types = _library().types
+    if types.is_dictionary(kind) or isinstance(kind, _library().BaseExtensionType):
+        return False
+    return all(_is_plain(kind.field(place).type) for place in range(kind.num_fields))
+
+
+def _is_valid(batch: Any) -> bool:
+    try:
+        batch.validate(full=True)
+    except (ValueError, OverflowError, ArithmeticError, NotImplementedError):
+        return False
+    return True
+
+
+def _empty(path: Path) -> PeftsmithError:
+    return PeftsmithError("The table has no rows", value=str(path), next_step="Put at least one row into it.")
 
 
 def class_names(path: Path, head: bytes) -> dict[str, tuple[str, ...]]:
@@ -152,24 +199,25 @@ def _check_names(names: list[str], path: Path) -> None:
         )
 
 
-def _rows_of(batch: Any, longest: int) -> Iterator[dict[str, Any] | str]:
-    """Each row, or why there is none."""
+def _rows_of(batch: Any) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
+    """(value, None) of each row, or (None, why there is none)."""
+    longest = row.LONGEST_LINE
     try:
         batch.validate(full=True)
         columns = [_values(column) for column in batch.columns]
     except (ValueError, OverflowError, ArithmeticError, NotImplementedError) as error:
         if batch.num_rows == 1:
-            yield f"not readable: {files.clean(str(error), 120)}"
+            yield None, f"not readable: {files.clean(str(error), 120)}"
             return
         for place in range(batch.num_rows):
-            yield from _rows_of(batch.slice(place, 1), longest)
+            yield from _rows_of(batch.slice(place, 1))
         return
-    made = _dicts(batch.schema.names, columns)
-    if batch.get_total_buffer_size() <= longest:
-        yield from made
-        return
-    for value in made:
-        yield value if _characters(value) <= longest else f"the row is longer than {longest >> 20} MiB"
+    small = batch.get_total_buffer_size() <= longest
+    for value in _dicts(batch.schema.names, columns):
+        if small or _characters(value) <= longest:
+            yield value, None
+        else:
+            yield None, f"the row is longer than {longest >> 20} MiB"
 
 
 def _values(column: Any) -> list[Any]:

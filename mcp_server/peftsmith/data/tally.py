@@ -30,22 +30,30 @@ class Tally:
 class Tallies:
     """Finding id -> count, first rows, first detail. `detail` is untrusted text and is cleaned when shown."""
 
-    def __init__(self) -> None:
-        self._by_id: dict[str, Tally] = {}
+    def __init__(self, by_id: dict[str, Tally] | None = None) -> None:
+        self.by_id = by_id or {}
 
     def add(self, id_: str, row: int, detail: str = "") -> None:
-        tally = self._by_id.setdefault(id_, Tally())
+        tally = self.by_id.setdefault(id_, Tally())
         tally.count += 1
         if len(tally.rows) < _SHOWN_ROWS:
             tally.rows.append(row)
         tally.detail = tally.detail or detail
 
+    def update(self, later: Tallies) -> None:
+        """Add what was found in rows that follow."""
+        for id_, found in later.by_id.items():
+            tally = self.by_id.setdefault(id_, Tally())
+            tally.count += found.count
+            tally.rows = [*tally.rows, *found.rows][:_SHOWN_ROWS]
+            tally.detail = tally.detail or found.detail
+
     def count(self, id_: str) -> int:
-        return self._by_id[id_].count if id_ in self._by_id else 0
+        return self.by_id[id_].count if id_ in self.by_id else 0
 
     def findings(self, rows: int, more: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Finding]:
         """One finding for each id; evidence: count, share of `rows`, first row numbers, a detail, and `more[id]`."""
-        for id_, tally in self._by_id.items():
+        for id_, tally in self.by_id.items():
             title = catalogue()[id_].title.removesuffix(".")
             shown = ", ".join(str(row) for row in tally.rows) + (", ..." if tally.count > len(tally.rows) else "")
             detail = files.clean(tally.detail, 200)
@@ -63,9 +71,9 @@ class Tallies:
 class Lengths:
     """Token counts of all rows, four bytes each, for exact percentiles."""
 
-    def __init__(self) -> None:
-        self._values = array("I")
-        self.total = 0
+    def __init__(self, values: array[int] | None = None) -> None:
+        self._values = array("I") if values is None else values
+        self.total = sum(self._values)
 
     def add(self, value: int) -> None:
         self._values.append(value)

@@ -42,15 +42,21 @@ def _too_long() -> str:
 
 
 def json_lines(path: Path) -> Iterator[Row]:
+    return (json_row(number, line) for number, line in filled_lines(path))
+
+
+def filled_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """(line number, line) of a file's lines that are not blank; None for one that is too long."""
     with path.open("rb") as stream:
         for number, line in _lines(stream):
-            if line is None:
-                yield Row(number, None, _too_long())
-            elif not line.isspace():
-                yield _json_row(number, line)
+            if line is None or not line.isspace():
+                yield number, line
 
 
-def _json_row(number: int, line: bytes) -> Row:
+def json_row(number: int, line: bytes | None) -> Row:
+    """The row in one of filled_lines."""
+    if line is None:
+        return Row(number, None, _too_long())
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:

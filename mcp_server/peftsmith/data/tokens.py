@@ -1,24 +1,21 @@
 """What the trainer will make of rows: lengths, truncation, the loss mask, turn ends, lost content.
 
-Knows: the checks that need a real tokenizer and template; one pass, chunk by chunk.
-Does not know: formats and files (audit.py hands it examples with their row numbers).
+Knows: the checks of one row that need a real tokenizer and template.
+Does not know: formats and files (examine.py hands it examples with their row numbers), or what all rows together say
+(token_report.py).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 
 from peftsmith.data import labels
 from peftsmith.data.content import special_token_search
 from peftsmith.data.examples import AnyExample, Chat, Classified, Judged, Message, Pair, Plain, Preference, Tagged
+from peftsmith.data.part import Part
 from peftsmith.data.rendering import Labelled, Renderer
-from peftsmith.data.tally import Lengths, Tallies
-from peftsmith.data.templating import Pair as Rendering
 from peftsmith.data.templating import TemplateRefused, TemplateStopped
 from peftsmith.errors import PeftsmithError
-from peftsmith.finding import Finding, finding
 
 _TRAINERS: dict[type, labels.TrainerName] = {
     Plain: "sft",
@@ -28,91 +25,52 @@ _TRAINERS: dict[type, labels.TrainerName] = {
     Tagged: "tagging",
     Pair: "seq2seq",
 }
-_AHEAD = 3  # chunks that may wait: enough to keep both threads busy
-_MUCH_PADDING = 0.25
-_MOST_ROWS, _MOST_TOKENS = 32, 16_384
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
-class TokenAudit:
+class TokenChecks:
     """Token facts of the rows handed to `add`; `max_length` in tokens, as the plan would set it (keep_start).
 
-    Rows are rendered in one thread and tokenised in another, while whoever calls `add` reads on: the template's
-    process and the tokenizer work without this interpreter. `finish` waits for both.
+    A template that was stopped is not asked again.
     """
 
-    def __init__(
-        self,
-        renderer: Renderer,
-        max_length: int,
-        *,
-        batch_size: int = 8,
-        labels: Sequence[str] = (),
-        scans: bool = True,
-    ) -> None:
-        self.lengths = Lengths()
-        self.loss_tokens = 0
-        self.truncated_rows = 0
-        self.lost_loss_tokens = 0
+    def __init__(self, renderer: Renderer, max_length: int, labels: Sequence[str], *, scans: bool) -> None:
+        self._part = Part()
         self._renderer = renderer
         self._max_length = max_length
-        self._batch_size = batch_size
         self._labels = tuple(labels)
-        self._tallies = Tallies()
         self._special_token = special_token_search(renderer.files.special_texts if scans else frozenset())
         rows = renderer.files.embedding_rows
         self._embedded = rows is None or renderer.files.tokenizer.get_vocab_size() <= rows
         self._blank: dict[int, bool] = {}
         self._refused: PeftsmithError | None = None
         self._no_template = False
-        self._renders = ThreadPoolExecutor(1, "render")
-        self._tokenises = ThreadPoolExecutor(1, "tokenise")
-        self._pending: deque[Future[None]] = deque()
 
-    def add(self, rows: list[tuple[int, AnyExample]]) -> None:
-        """Look at some (row number, example) pairs, all of one kind. A template that was stopped is not asked again."""
-        if not rows:
-            return
-        kind = type(rows[0][1])
+    def add(self, rows: list[tuple[int, AnyExample]], part: Part) -> None:
+        """Look at some (row number, example) pairs, all of one kind, and write into `part` what they say."""
+        self._part = part
+        kind = type(rows[0][1]) if rows else None
         if kind is Chat:
-            chats = [(number, example) for number, example in rows if isinstance(example, Chat)]
-            rendered = self._renders.submit(self._render, chats)
-            self._pending.append(self._tokenises.submit(self._chats, chats, rendered))
-        else:
-            self._pending.append(self._tokenises.submit(self._others, rows, _TRAINERS[kind]))
-        while len(self._pending) > _AHEAD:
-            self._pending.popleft().result()
+            self._chats([(number, example) for number, example in rows if isinstance(example, Chat)])
+        elif kind is not None:
+            self._others(rows, _TRAINERS[kind])
+        part.no_template = self._no_template
+        part.unsafe = isinstance(self._refused, (TemplateStopped, TemplateRefused))
+        part.refused = str(self._refused.cause if part.unsafe else self._refused) if self._refused else ""
 
-    def finish(self) -> None:
-        """Wait for all rows, and end the threads."""
-        try:
-            while self._pending:
-                self._pending.popleft().result()
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        self._renders.shutdown(cancel_futures=True)
-        self._tokenises.shutdown(cancel_futures=True)
-
-    def _render(self, rows: list[tuple[int, Chat]]) -> list[Rendering | TemplateRefused]:
+    def _chats(self, rows: list[tuple[int, Chat]]) -> None:
         if self._renderer.files.template is None:
             self._no_template = True
         if self._no_template or self._refused:
-            return []
+            return
         try:
-            return self._renderer.pairs([example for _, example in rows])
+            made = self._renderer.labels_many([example for _, example in rows])
         except (TemplateStopped, TemplateRefused) as error:
             self._refused = error
-            return []
-
-    def _chats(self, rows: list[tuple[int, Chat]], rendered: Future[list[Rendering | TemplateRefused]]) -> None:
-        pairs = rendered.result()
-        if not pairs:
             return
-        for (number, example), row in zip(rows, self._renderer.labels_of(pairs), strict=True):
+        for (number, example), row in zip(rows, made, strict=True):
             if isinstance(row, TemplateRefused):
-                self._tallies.add("data.template.refuses", number, str(row.cause))
+                self._part.token_tallies.add("data.template.refuses", number, str(row.cause))
             else:
                 size = len(row.ids)
                 self._row(number, row, [(row.start, size)], row.text)
@@ -141,7 +99,7 @@ class TokenAudit:
                     measured = Labelled(row.text, row.ids, row.start or 0, row.prompt_length or 0)
                     self._row(number, measured, spans, row.text, cuts=trainer != "seq2seq", ends=ends)
                 else:
-                    self._tallies.add("data.template.refuses", number, str(row.cause))
+                    self._part.token_tallies.add("data.template.refuses", number, str(row.cause))
                     break
             self._about_special(number, example)
 
@@ -156,20 +114,20 @@ class TokenAudit:
         ends: bool = True,
     ) -> None:
         """Count one sequence. `cuts`: max_length also cuts what `spans` point into; `ends`: its end must stop."""
-        add, files = self._tallies.add, self._renderer.files
+        part, add, files = self._part, self._part.token_tallies.add, self._renderer.files
         size, limit = len(row.ids), self._max_length
         trained = sum(end - first for first, end in spans)
         kept = sum(max(0, min(end, limit) - first) for first, end in spans) if cuts and size > limit else trained
-        self.lengths.add(size)
-        self.loss_tokens += kept
-        self.lost_loss_tokens += trained - kept
+        part["lengths"].append(size)
+        part.loss_tokens += kept
+        part.lost_loss_tokens += trained - kept
         if trained == 0:
             add("data.tokens.no_loss", number)
         elif kept == 0:
             add("data.tokens.completion_cut", number, f"the prompt alone has {row.start} tokens")
         elif size > limit:
             add("data.tokens.truncated", number)
-        self.truncated_rows += size > limit
+        part.truncated_rows += size > limit
         if files.max_positions is not None and min(size, limit) > files.max_positions:
             add("data.tokens.beyond_positions", number, f"the model has {files.max_positions} positions")
         if row.prompt_length > row.start:
@@ -186,12 +144,12 @@ class TokenAudit:
     def _about_chat(self, number: int, conversation: list[Message], row: Labelled) -> None:
         gone = lost(conversation, row.text)
         if gone:
-            self._tallies.add(gone[0], number, gone[1])
+            self._part.token_tallies.add(gone[0], number, gone[1])
 
     def _about_special(self, number: int, example: AnyExample) -> None:
         special = self._special_token(example)
         if special:
-            self._tallies.add("data.rows.special_token", number, special)
+            self._part.token_tallies.add("data.rows.special_token", number, special)
 
     def _end(self, row: Labelled) -> tuple[str, str | None]:
         """(finding id, last token) for how the row ends; no id when its end is trained and stops generation.
@@ -214,94 +172,6 @@ class TokenAudit:
         if token not in self._blank:
             self._blank[token] = not self._renderer.files.tokenizer.decode([token], skip_special_tokens=False).strip()
         return self._blank[token]
-
-    def suggested_max_length(self) -> int | None:
-        """p99 rounded up (the maximum when it is at most twice p99, so that nothing is cut), to 8 or above 512 to 64.
-
-        Capped by the model's positions. Multiples of 8 fill tensor cores; see NVIDIA's matrix multiplication guide.
-        """
-        numbers = self.lengths.summary()
-        if numbers is None:
-            return None
-        wanted = numbers["max"] if numbers["max"] <= 2 * numbers["p99"] else numbers["p99"]
-        step = 8 if wanted <= 512 else 64
-        suggested = -(-wanted // step) * step
-        positions = self._renderer.files.max_positions
-        return min(suggested, positions) if positions else suggested
-
-    def padding(self) -> tuple[float, float] | None:
-        """(share of padding at the batch size, share of unused places when packed) at max_length; see Lengths."""
-        return self.lengths.padding(self._batch_size, self._packed_length())
-
-    def suggested_packing(self) -> bool | None:
-        """True where padding would be more than a quarter of a batch and packing would at least halve it."""
-        shares = self.padding()
-        return None if shares is None else shares[0] > _MUCH_PADDING and shares[1] < shares[0] / 2
-
-    def suggested_batch_size(self) -> int | None:
-        """Rows a step, as a power of two up to 32, so that the longest batch has at most 16,384 tokens."""
-        length = self.suggested_max_length()
-        if length is None:
-            return None
-        rows = max(1, min(_MOST_ROWS, _MOST_TOKENS // length))
-        return 1 << rows.bit_length() - 1
-
-    def _packed_length(self) -> int:
-        """max_length, or the longest row where that is less: longer packs hold no more."""
-        numbers = self.lengths.summary()
-        return min(self._max_length, numbers["max"]) if numbers else self._max_length
-
-    def findings(self, rows: int) -> Iterator[Finding]:
-        """Everything about tokens and template, once all rows are in; `rows` is their number."""
-        if self._no_template:
-            yield finding("data.template.missing")
-        if isinstance(self._refused, (TemplateStopped, TemplateRefused)):
-            yield finding("data.template.unsafe", str(self._refused.cause))
-        elif self._refused:
-            yield finding("data.tokens.unknown", f"Tokens could not be counted: {self._refused}")
-        cut = {"max_length": self._max_length, "loss_tokens_lost": self.lost_loss_tokens}
-        yield from self._tallies.findings(rows, {"data.tokens.truncated": cut, "data.tokens.completion_cut": cut})
-        yield from self._about_padding()
-        yield from self._once()
-
-    def _about_padding(self) -> Iterator[Finding]:
-        shares = self.padding()
-        if shares is not None and self.suggested_packing():
-            padded, unused = (round(share, 4) for share in shares)
-            yield finding(
-                "data.tokens.padding",
-                f"{padded:.0%} of a batch of {self._batch_size} rows is padding; packed to {self._packed_length()} "
-                f"tokens {unused:.0%} would be unused",
-                padding=padded,
-                packed_unused=unused,
-                batch_size=self._batch_size,
-            )
-
-    def _once(self) -> Iterator[Finding]:
-        files = self._renderer.files
-        if files.rebuilt_as:
-            yield finding("data.tokens.rebuilt", tokenizer_class=files.rebuilt_as)
-        pad = files.pad_id if files.pad_id is not None else files.eos_id
-        if pad is not None and pad in self._renderer.eos_ids:
-            how = "is the eos token" if files.pad_id is not None else "is missing, so that TRL pads with the eos token"
-            yield finding(
-                "data.tokens.pad_is_eos",
-                f"The padding token {how} (id {pad}). TRL 1.16 sets labels to -100 by position, so that the real eos "
-                "is still trained; it matters with collators that mask every pad id in the labels (transformers' "
-                "DataCollatorForLanguageModeling, TRL before prepared labels): there the model never learns to stop.",
-                pad_id=pad,
-            )
-        if files.bos_id is not None and files.template is not None and self._adds_bos():
-            yield finding("data.tokens.retokenised_bos", bos_id=files.bos_id)
-
-    def _adds_bos(self) -> bool:
-        """True when the template begins with BOS and the tokenizer would put one more before it."""
-        try:
-            text = self._renderer.text([{"role": "user", "content": "a"}])
-        except PeftsmithError:
-            return False
-        bos = self._renderer.files.bos_id
-        return self._renderer.files.tokenizer.encode(text).ids[:2] == [bos, bos] != self._renderer.ids(text)[:2]
 
 
 def lost(conversation: list[Message], text: str) -> tuple[str, str] | None:

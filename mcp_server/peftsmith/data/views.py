@@ -7,6 +7,7 @@ Does not know: what is wrong with any of it (content.py and its neighbours).
 from __future__ import annotations
 
 import json
+from hashlib import blake2b
 from typing import NamedTuple
 
 from peftsmith.data.examples import (
@@ -44,19 +45,21 @@ class View(NamedTuple):
 
     def question_key(self) -> int:
         """Equal (64 bits) for equal questions."""
-        return _hash(self.asked)
+        return key_of(self.asked)
 
     def loose_question_key(self) -> int:
         """Equal for questions that differ in nothing but case and white space."""
-        return _hash(loose(self.asked))
+        return key_of(loose(self.asked))
 
     def key(self) -> int:
         """Equal for equal rows."""
-        return _hash((self.text, len(self.asked), len(self.answer), self.turns, self.rest))
+        return key_of(
+            f"{len(self.asked)} {len(self.answer)} {' '.join(self.turns)}{_PART}{self.text}{_PART}{self.rest}"
+        )
 
     def answer_key(self) -> int:
         """Equal for rows in which the assistant says the same; text without a question is its own answer."""
-        return _hash(self.answer + self.earlier or self.asked)
+        return key_of(self.answer + self.earlier or self.asked)
 
 
 def loose(text: str) -> str:
@@ -64,9 +67,9 @@ def loose(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _hash(text: object) -> int:
-    """64 bits by Python's keyed hash (SipHash), which differs from process to process: never write it down."""
-    return hash(text) & 0xFFFFFFFFFFFFFFFF
+def key_of(text: str) -> int:
+    """64 bits, the same in every process."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def view(example: AnyExample) -> View:
