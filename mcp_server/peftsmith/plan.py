@@ -50,7 +50,7 @@ class Base(Part):
 
 
 class Data(Part):
-    """Where the rows are (paths relative to the project) and how to read them. With `adapters` the files stand there."""
+    """Where the rows are (paths relative to the project; with `adapters` the files stand there) and how to read them."""
 
     train: ShortText | None = None
     eval: ShortText | None = None

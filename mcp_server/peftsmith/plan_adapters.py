@@ -17,7 +17,7 @@ MOST = 32
 # dots, so that no part of a module's or a parameter's name may be one ("default" is what a single adapter is called).
 AdapterName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=40)]
 RESERVED = frozenset(
-    "default base combined model models layers layer weight bias lora mlp attn attention self decoder encoder".split()
+    ("default", "base", "combined", "model", "layers", "layer", "weight", "bias", "lora", "mlp", "attn", "attention")
 )
 
 

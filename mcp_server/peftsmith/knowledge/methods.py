@@ -36,9 +36,9 @@ FROM_MODEL = frozenset({"token_dim", "num_attention_heads", "num_layers", "num_t
 class Method:
     """A PeftType. `fields` maps a config field to {"type", "default", "doc"} (see worker/jobs/methods.py).
 
-    `mixed`: PeftMixedModel holds it beside others; `prefix` begins the names of its tensors. `shares`
-    is "kind" where adapters of this method, but no others, can be wrapped around one base, and False where none can. `names` maps the plan's own names (rank, alpha, dropout, target_modules) to the config's fields. `defaults` are the
-    plan's values where it is silent, `needs` the fields without which PEFT cannot build the adapter. `merges` and
+    `shares`: can several adapters be wrapped around one base ("kind": of this method only)? `mixed`: PeftMixedModel
+    holds it beside other methods. `prefix` begins the names of its tensors. `names` maps the plan's own names (rank,
+    alpha, dropout, target_modules) to the config's fields. `defaults` are the plan's values where it is silent, `needs` the fields without which PEFT cannot build the adapter. `merges` and
     `resumes` hold for a plain base, and unless an option of `unmerged` or `unresumed` is set; `quantised` says which
     bitsandbytes sizes train. `fails_on` are model types that it fails on, `only_on` the only ones, `fails_quantised`
     those it fails on when quantised; `tasks` PEFT's task types. `own_forward`: TRL's fused head does not

@@ -16,12 +16,23 @@ from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
 from peftsmith.plan import FineTunePlan
+from peftsmith.project import together
 
 _STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 
 
 def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
-    """Findings that stand against generating this plan's scripts; `config` is the base's config.json, if known."""
+    """Findings that stand against generating this plan's scripts; `config` is the base's config.json, if known.
+
+    Of several adapters each is judged as if it were alone, and then whether they share a base.
+    """
+    found = list(together.judge(plan))
+    for name, one in plan.alone().items():
+        found += [together.about(each, name) for each in _judge(one, config)]
+    return found
+
+
+def _judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
     found = [*_method(plan), *_quantization(plan)]
     if config is None:
         return [*found, *_unchecked(plan)]

@@ -21,6 +21,7 @@ from peftsmith.data.mapping import Mapping
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.model import source
+from peftsmith.project import together
 
 if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
@@ -104,20 +105,12 @@ def prove_all(
     for name, one in wanted.alone().items():
         if (project / train_file(one)).is_file():
             proofs[_kept_as(name)], seen = prove(project, one, environment)
-            findings += [about(each, name) for each in seen]
+            findings += [together.about(each, name) for each in seen]
     return proofs, findings
 
 
 def _kept_as(adapter: str) -> str:
     return f"{PROOF}.{adapter}" if adapter else PROOF
-
-
-def about(found: Finding, adapter: str) -> Finding:
-    """The finding, saying of which adapter's rows it speaks."""
-    if not adapter:
-        return found
-    evidence = {**found.evidence, "adapter": adapter}
-    return replace(found, message=f"{adapter}: {found.message}", evidence=evidence)
 
 
 def apply(project: Path, id_: str, *, confirm: bool) -> dict[str, Any]:

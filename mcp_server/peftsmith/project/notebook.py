@@ -132,6 +132,9 @@ def build(texts: Mapping[str, str], plan: FineTunePlan, lock: Lock) -> str:
         ("markdown", "The training. Run again, it goes on from its last checkpoint.\n"),
         ("code", _run("train.py --output output")),
     ]
+    if plan.adapters:
+        cells += _of_adapters(plan, scripts)
+        return _dumped([_cell(number, kind, text) for number, (kind, text) in enumerate(cells, start=1)])
     if "evaluate.py" in scripts:
         cells.append(("markdown", "Is it better than the base? `output/evaluation/evaluation.json` says so.\n"))
         cells.append(("code", _run(f"evaluate.py --{result} output/{result} --output output/evaluation")))
@@ -141,6 +144,23 @@ def build(texts: Mapping[str, str], plan: FineTunePlan, lock: Lock) -> str:
         cells.append(("markdown", "The adapter merged into the base, for servers that take whole models only.\n"))
         cells.append(("code", _run("merge.py --adapter output/adapter --output output")))
     return _dumped([_cell(number, kind, text) for number, (kind, text) in enumerate(cells, start=1)])
+
+
+def _of_adapters(plan: FineTunePlan, scripts: Sequence[str]) -> list[tuple[str, str]]:
+    """What is done with several adapters after their training."""
+    first, *_ = names = list(plan.adapters)
+    cells = []
+    if "evaluate.py" in scripts:
+        cells.append(("markdown", "Is each better than the base? `output/evaluation/NAME/evaluation.json` says so.\n"))
+        for name in names:
+            given = f"--adapter output/adapters/{name} --output output/evaluation/{name}"
+            cells.append(("code", _run(f"evaluate.py {given}")))
+    asked = f'--adapters output/adapters --adapter {first} --prompt "Hello"'
+    cells.append(("code", _run(f"infer.py {asked}")))
+    if "merge.py" in scripts:
+        cells.append(("markdown", "An adapter merged into the base, for servers that take whole models only.\n"))
+        cells.append(("code", _run(f"merge.py --adapter output/adapters/{first} --output output")))
+    return cells
 
 
 def canonical(text: str) -> str:

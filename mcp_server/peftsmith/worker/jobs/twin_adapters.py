@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -195,16 +196,16 @@ def _switched(place: Place, adapters: Path, names: list[str], wanted: proofs.Wan
     ids = parity.probe_ids(parity.vocabulary(body))
     parity.in_float32(model)
     base = parity.logits(wanted.loader.load(place.base, dtype, quantization), ids)
-    alone = {None: base}
+    alone: dict[str | None, Any] = {None: base}
     for name in names:
         fresh = wanted.loader.load(place.base, dtype, quantization, as_it_is=True)
         alone[name] = parity.logits(parity.load_adapter(fresh, adapters / name), ids)
     effect = min(parity.difference(alone[name], base) for name in names)
-    apart = min(parity.difference(alone[one], alone[other]) for one, other in zip(names, names[1:], strict=False))
+    apart = min(parity.difference(alone[one], alone[other]) for one, other in pairwise(names))
     worst = 0.0
-    for name in [*names, None, *reversed(names)]:
-        with infer.switched(model, name):
-            worst = max(worst, parity.difference(parity.logits(model, ids), alone[name]))
+    for chosen in [*names, None, *reversed(names)]:
+        with infer.switched(model, chosen):
+            worst = max(worst, parity.difference(parity.logits(model, ids), alone[chosen]))
     seen = {"largest_difference": worst, "adapter_effect": effect, "adapters_apart": apart, "wrappers": len(wrappers)}
     if len(wrappers) != 1:
         raise Disproved("infer.py wraps the base more than once", **seen)
