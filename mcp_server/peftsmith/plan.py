@@ -50,7 +50,7 @@ class Base(Part):
 
 
 class Data(Part):
-    """Where the rows are (paths relative to the project; with `adapters` the files stand there) and how to read them."""
+    """Where the rows are (paths relative to the project) and how to read them. Adapters name their files themselves."""
 
     train: ShortText | None = None
     eval: ShortText | None = None
@@ -147,7 +147,7 @@ class FineTunePlan(Part):
             raise ValueError("adapters are for two or more; for one, give data and method alone")
         reserved = sorted(RESERVED & set(self.adapters))
         if reserved:
-            raise ValueError(f"an adapter cannot be called {reserved[0]}: parts of models have that name")
+            raise ValueError(f"an adapter cannot be called {reserved[0]}: PEFT or merge.py give that name themselves")
         for name, each in self.adapters.items():
             if each.method and each.method.quantization != self.method.quantization:
                 raise ValueError(f"all adapters share one base: {name} must have the quantization of method")

@@ -13,12 +13,10 @@ from pydantic import Field
 from peftsmith.plan_method import Method, Part, ShortText, Text
 
 MOST = 32
-# It becomes a folder and a key in PEFT's module dictionaries. PEFT finds an adapter's tensors by its name between
-# dots, so that no part of a module's or a parameter's name may be one ("default" is what a single adapter is called).
+# It becomes a folder and a key in PEFT's module dictionaries, so that it has no dot.
 AdapterName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=40)]
-RESERVED = frozenset(
-    ("default", "base", "combined", "model", "layers", "layer", "weight", "bias", "lora", "mlp", "attn", "attention")
-)
+# What PEFT calls an adapter without a name and saves in another place, and what merge.py calls the sum of several.
+RESERVED = frozenset(("default", "combined"))
 
 
 class Adapter(Part):

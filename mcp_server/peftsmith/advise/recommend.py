@@ -73,6 +73,8 @@ def _attempt(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent, *, ex
     for name in ("precision", "max_length", "epochs"):
         known[name] = draft.decide(f"training.{name}")
     known["effective"] = draft.decide("batch.effective")
+    if known["datasets"]:
+        draft.decide("adapters")
     found = _fit(anatomy, draft, rows, device, intent, preset)
     known |= _of_fit(found, rows, known)
     for name in _AFTER_FIT:
@@ -146,7 +148,9 @@ def _whys(draft: _Draft) -> dict[str, Why]:
     found = {
         name: each.why(known)
         for name, each in decided.items()
-        if each.value is not None and name.startswith(("method.", "training.")) and name != "method.quantised"
+        if each.value is not None
+        and name.startswith(("method.", "training.", "adapters"))
+        and name != "method.quantised"
     }
     if known["peft_type"] == methods.FULL:
         return {name: each for name, each in found.items() if name != "method.config"}

@@ -27,7 +27,8 @@ def refuse_used(project: Path) -> None:
 
 def write(project: Path, text: str, locked: lock.Lock, sources: dict[str, Path]) -> None:
     """Data first, plan.yaml last: a folder without plan.yaml is no project, and a failure leaves nothing of ours."""
-    new_folders = [each for each in (project / "data", project) if not each.exists()]
+    folders = {(project / name).parent for name in sources}
+    new_folders = [each for each in (*sorted(folders), project / "data", project) if not each.exists()]
     written: list[Path] = []
     try:
         for name, source in sources.items():

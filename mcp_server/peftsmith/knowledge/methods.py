@@ -38,12 +38,12 @@ class Method:
 
     `shares`: can several adapters be wrapped around one base ("kind": of this method only)? `mixed`: PeftMixedModel
     holds it beside other methods. `prefix` begins the names of its tensors. `names` maps the plan's own names (rank,
-    alpha, dropout, target_modules) to the config's fields. `defaults` are the plan's values where it is silent, `needs` the fields without which PEFT cannot build the adapter. `merges` and
-    `resumes` hold for a plain base, and unless an option of `unmerged` or `unresumed` is set; `quantised` says which
-    bitsandbytes sizes train. `fails_on` are model types that it fails on, `only_on` the only ones, `fails_quantised`
-    those it fails on when quantised; `tasks` PEFT's task types. `own_forward`: TRL's fused head does not
-    reach its loss. `divides`, `decomposes` and `twin_width` say how small
-    a model can be (twin_head). `unsupported` is the reason why no project is generated with it, or None; `refused`
+    alpha, dropout, target_modules) to the config's fields. `defaults` are the plan's values where it is silent, `needs`
+    the fields without which PEFT cannot build the adapter. `merges` and `resumes` hold for a plain base, and unless an
+    option of `unmerged` or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on`
+    are model types that it fails on, `only_on` the only ones, `fails_quantised` those it fails on when quantised;
+    `tasks` PEFT's task types. `own_forward`: TRL's fused head does not reach its loss. `divides`,
+    `decomposes` and `twin_width` say how small a model can be (twin_head). `unsupported` is the reason why no project is generated with it, or None; `refused`
     maps an option's name and value ("*": any) to such a reason.
     """
 

@@ -26,10 +26,7 @@ def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]
 
     Of several adapters each is judged as if it were alone, and then whether they share a base.
     """
-    found = list(together.judge(plan))
-    for name, one in plan.alone().items():
-        found += [together.about(each, name) for each in _judge(one, config)]
-    return found
+    return [*together.judge(plan), *together.each_alone(plan, lambda one: _judge(one, config))]
 
 
 def _judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:

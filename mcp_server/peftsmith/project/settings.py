@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,13 @@ def drift(project: Path, plan: FineTunePlan) -> list[Finding]:
         wanted = read(generated)
         differing = {name: value for name, value in wanted.items() if name in found and not _same(found[name], value)}
         if differing:
+            to_plan = {field: value for name in differing for field, value in _patch(name, found[name], wanted[name])}
             findings.append(
                 finding(
                     "plan.drift",
-                    f"{file} and plan.yaml disagree on {', '.join(fields()[name] for name in differing)}",
+                    f"{file} and plan.yaml disagree on {', '.join(to_plan) or ', '.join(differing)}",
                     file=file,
-                    to_plan={fields()[name]: found[name] for name in differing},
+                    to_plan=to_plan,
                     to_script={name: value for name, value in differing.items()},
                 )
             )
@@ -154,6 +155,18 @@ def drift(project: Path, plan: FineTunePlan) -> list[Finding]:
             )
             findings.append(finding("project.settings.unreadable", message, file=file, names=lost, computed=computed))
     return findings
+
+
+def _patch(name: str, found: Any, wanted: Any) -> Iterator[tuple[str, Any]]:
+    """The plan's fields that a script's setting changes. One that holds a value for each adapter changes those that the
+    plan has; a new adapter needs its rows in the plan first."""
+    field = fields()[name]
+    if "*" not in field:
+        yield field, found
+    elif isinstance(found, dict):
+        for adapter, value in wanted.items():
+            if adapter in found and not _same(found[adapter], value):
+                yield field.replace("*", adapter), found[adapter]
 
 
 def _assignments(script_text: str) -> dict[str, ast.Assign | ast.AnnAssign]:

@@ -8,7 +8,7 @@ Does not know: a plan of one adapter (render.py), or whether the method alone fi
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +65,14 @@ def about(found: Finding, adapter: str) -> Finding:
     return replace(found, message=f"{adapter}: {found.message}", evidence=evidence)
 
 
+def each_alone(plan: FineTunePlan, look: Callable[[FineTunePlan], list[Finding]]) -> list[Finding]:
+    """What `look` finds of every adapter as if it were alone; what it says of all of them it says once."""
+    seen = {name: look(one) for name, one in plan.alone().items()}
+    first, *others = seen.values()
+    common = [each for each in first if all(each in other for other in others)]
+    return common + [about(each, name) for name, found in seen.items() for each in found if each not in common]
+
+
 def judge(plan: FineTunePlan) -> Iterator[Finding]:
     """What stands against these adapters sharing one base (nothing for a plan of one)."""
     if not plan.adapters:
@@ -90,6 +98,13 @@ def judge(plan: FineTunePlan) -> Iterator[Finding]:
     if len(biased) > 1:
         message = f"PEFT lets one adapter of a base train biases, not {', '.join(biased)}."
         yield finding("plan.adapters.options", message, option="bias", adapters=biased)
+    for name, each in chosen.items():
+        if each.config.get("modules_to_save"):
+            message = f"{name}: PEFT leaves the trained copy of modules_to_save in the base that others need as it is."
+            yield finding("plan.adapters.options", message, option="modules_to_save", adapter=name)
+    if len({bool(each.config.get("trainable_token_indices")) for each in chosen.values()}) > 1:
+        message = "Either all adapters have trainable_token_indices or none: PEFT cannot switch between the two."
+        yield finding("plan.adapters.options", message, option="trainable_token_indices")
     parameters = {str(each.config.get("target_parameters")) for each in chosen.values()}
     if len(parameters) > 1:
         message = "Adapters with target_parameters must all have the same ones."
