@@ -245,9 +245,10 @@ def _errors(findings: list[Finding]) -> list[Finding]:
 
 def _tasks(model_type: str) -> tuple[str, ...]:
     """The tasks for which transformers has a class; a decoder classifies as well."""
-    wanted = ("seq2seq",) if model_type in PAIRS else (*GENERATING, "sequence_classification", "token_classification")
+    understood = ("sequence_classification", "token_classification", "question_answering")
+    wanted: tuple[str, ...] = ("seq2seq", "question_answering") if model_type in PAIRS else (*GENERATING, *understood)
     if model_type in ENCODERS:
-        wanted = ("sequence_classification", "token_classification")
+        wanted = understood
     return tuple(task for task in wanted if methods.supports(plan.TASK_TYPES[task], model_type))
 
 
@@ -331,6 +332,11 @@ def _row(task: str, number: int) -> dict[str, Any]:
         "text": {"text": text},
         "classification": {"text": text, "label": label},
         "token_classification": {"tokens": text.split(), "tags": [LABELS[len(word) % 2] for word in text.split()]},
+        "question_answering": {
+            "question": f"what is row {number} about?",
+            "context": text,
+            "answers": {"text": [text.split()[1]], "answer_start": [text.index(text.split()[1])]},
+        },
         "seq2seq": {"source": text, "target": f"that is {label}"},
     }[FORMATS[task]]
 

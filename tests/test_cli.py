@@ -94,13 +94,36 @@ def test_a_reader_that_has_seen_enough_is_no_error(tiny_model):
     assert "Traceback" not in done.stderr and done.stdout == "{"
 
 
-def test_what_files_say_cannot_steer_the_terminal(capsys):
-    found = {"findings": [], "name": "a\x1b]0;title\x07b", "layers": [{"kind\x1b[2J": 1.5}, {"kind": []}]}
-    cli._show(found)
-    shown = capsys.readouterr().out
-    assert shown.splitlines()[0].split() == ["name", "a", "]0;title", "b"]
-    assert "\x1b" not in shown and "\x07" not in shown
-    assert shown.splitlines()[1:] == ["layers", "  1", "    kind [2J 1.5", "  2", "    kind none", "no findings"]
+def test_a_command_without_words_shows_what_there_is(capsys):
+    for words in ((), ("data",)):
+        code, shown = run(capsys, *words)
+        assert code == 2
+        assert "inspect-model" in shown.out and "data show" in shown.out
+
+
+def test_what_is_not_understood_is_answered_by_the_command_itself(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["list-runs", ".", "--newest"])
+    assert left.value.code == 2
+    shown = capsys.readouterr().err
+    assert "peftsmith list-runs" in shown and "--newest" in shown
+
+
+def test_what_a_command_is_about_needs_no_option(capsys, tmp_path):
+    (tmp_path / "plan.yaml").write_text("", encoding="utf-8")
+    code, shown = run(capsys, "list-runs", tmp_path, "--json")
+    assert (code, json.loads(shown.out)["runs"]) == (0, [])
+    code, shown = run(capsys, "scan-secrets", tmp_path, "--json")
+    assert (code, json.loads(shown.out)["scanned_files"]) == (0, 1)
+
+
+def test_people_see_the_next_command(capsys, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"text": "text {i}", "label": "{i % 2}"}}\n' for i in range(20)), encoding="utf-8")
+    _, shown = run(capsys, "prepare", rows, tmp_path / "out")
+    last = shown.out.splitlines()[-1]
+    train, test = (str(tmp_path / "out" / f"{split}.jsonl") for split in ("train", "test"))
+    assert last.startswith(f"next: peftsmith audit {train} --test {test} ")
 
 
 def test_columns_and_label_names_on_the_command_line(capsys, tmp_path):

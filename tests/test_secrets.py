@@ -41,6 +41,17 @@ def test_the_kind_is_named(kind):
     assert {hit.kind for hit in hits} == {credential.kind}
 
 
+def test_a_credential_over_a_border_goes_from_both_sides():
+    token = make("huggingface", 0).value
+    for cut in range(len(token) + 1):
+        parts = ["my key is ", token[:cut], token[cut:], " and ", token, "\n"]
+        made = secrets.redact_parts(parts)
+        assert len(made) == len(parts)
+        assert not any(token[place : place + 6] in "".join(made) for place in range(len(token) - 6))
+        assert made[-1] == "\n"
+    assert secrets.redact_parts(["a", "", "b"]) == ["a", "", "b"]
+
+
 @pytest.mark.parametrize("text", HARMLESS.values(), ids=HARMLESS)
 def test_harmless_text_stays_silent(text):
     for shown in (

@@ -1,7 +1,7 @@
 """The shell's way to the same operations: one command each, made from the functions' own signatures.
 
-Knows: turning signatures into arguments, printing results for people or as JSON, exit codes.
-Does not know: what any operation does.
+Knows: turning signatures into arguments, printing as JSON, exit codes.
+Does not know: what any operation does, how a result is laid out for people (terminal.py).
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import json
 import os
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError, validate_call
 from pydantic.fields import FieldInfo
 
-from peftsmith import __version__, files, progress
+from peftsmith import __version__, files, progress, terminal
 from peftsmith.data import show_terminal
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import EXIT_USAGE, exit_code
 from peftsmith.operations import OPERATIONS, Operation
-from peftsmith.operations.parameters import Result
 
 SHORT_NAMES = {
     "audit_dataset": "audit",
@@ -36,8 +35,6 @@ SHORT_NAMES = {
 }
 # Words that people type -> the command: `peftsmith data show PATH`
 GROUPS = {("data", name): f"{name}-dataset" for name in ("audit", "prepare", "show")}
-_BOLD = 1  # SGR codes (ECMA-48), as the colours below
-_STYLES = {"error": (1, 31), "warning": (33,), "info": (36,), "unknown": (35,)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if tuple(given[:2]) in GROUPS:
         given[:2] = [GROUPS[given[0], given[1]]]
-    options = vars(_parser(given).parse_args(given))
+    parser = _parser(given)
+    if not given or given == ["data"]:
+        parser.print_help()
+        return EXIT_USAGE
+    known, unknown = parser.parse_known_args(given)
+    options = vars(known)
+    if unknown:
+        options["parser"].error(f"unrecognized arguments: {' '.join(unknown)}")
     name = options.pop("operation")
+    del options["parser"]
     operation = OPERATIONS[name]
     del options["command"]
     as_json = options.pop("json")
@@ -69,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             if name == "show_dataset":
                 print(show_terminal.text_of(result.pop("rows"), coloured=coloured))
-            _show(result, coloured=coloured)
+            print(terminal.text_of(result, coloured=coloured))
+            if following := terminal.next_command(name, options, result):
+                print(f"next: {following}")
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,8 +88,10 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     from the signature."""
     parser = argparse.ArgumentParser(
         prog="peftsmith",
-        description="From base model and data to a LoRA or QLoRA adapter that is proven and can be served.",
-        epilog="Exit codes: 0 clean, 1 findings, 2 wrong use or refused, 3 something could not be checked.",
+        description="From a base model and data to a PEFT adapter that is proven and can be served.",
+        epilog="The usual order: inspect-machine, inspect-model, audit, prepare, plan, generate, check, start-run, "
+        "get-run. `data audit`, `data prepare` and `data show` are the same as the three commands for data sets. "
+        "Exit codes: 0 clean, 1 findings, 2 wrong use or refused, 3 something could not be checked.",
     )
     parser.add_argument("--version", action="version", version=f"peftsmith {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -90,7 +99,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         aliases = [SHORT_NAMES[name]] if name in SHORT_NAMES else []
         text = " ".join((inspect.getdoc(operation.run) or "").split())
         command = commands.add_parser(name.replace("_", "-"), aliases=aliases, help=operation.title, description=text)
-        command.set_defaults(operation=name)
+        command.set_defaults(operation=name, parser=command)
         if {name.replace("_", "-"), *aliases} & set(given):
             command.add_argument("--json", action="store_true", help="print the result as JSON")
             command.add_argument("--no-colour", action="store_true", help="print without colour, as NO_COLOR does")
@@ -100,10 +109,12 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_parameters(command: argparse.ArgumentParser, operation: Operation) -> None:
     hints = get_type_hints(operation.run, include_extras=True)
-    for name, parameter in inspect.signature(operation.run).parameters.items():
+    for number, (name, parameter) in enumerate(inspect.signature(operation.run).parameters.items()):
         kind, choices, description = _kind(hints[name])
-        required = parameter.default is parameter.empty
-        if required:
+        if parameter.default is not parameter.empty and number == 0:  # what a command is about needs no option's name
+            text = _with_default(description, parameter)
+            command.add_argument(name, nargs="?", type=kind, default=parameter.default, help=text)
+        elif parameter.default is parameter.empty:
             choice = f"{', '.join(choices)}. " if choices else ""
             command.add_argument(name, choices=choices, type=kind, metavar=name, help=choice + description)
         elif kind is bool:
@@ -170,51 +181,6 @@ def _bar(done: int, total: int | None) -> None:
     """Progress as one line on stderr, which the last call ends."""
     known = f"{'#' * (30 * done // max(total, 1)):30} {done} of {total}" if total else str(done)
     print(f"\r{known}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-
-def _show(result: Result, *, coloured: bool = False) -> None:
-    """One line a value, indented by depth; then the findings. `coloured`: see https://no-color.org."""
-
-    def styled(text: str, *codes: int) -> str:
-        return f"\x1b[{';'.join(map(str, codes))}m{text}\x1b[0m" if coloured else text
-
-    for depth, key, text in _lines({key: value for key, value in result.items() if key != "findings"}):
-        print(f"{'  ' * depth}{styled(_printable(key), _BOLD)} {_printable(text)}".rstrip())
-    for each in result["findings"]:
-        severity = styled(f"{each['severity']:7}", *_STYLES[each["severity"]])
-        print(f"{severity} {styled(each['id'], _BOLD)} {_printable(each['message'])}")
-        if each["severity"] != "info":
-            print(f"        fix: {_printable(each['fix'])}")
-    if not result["findings"]:
-        print("no findings")
-
-
-def _lines(value: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[int, str, str]]:
-    """(depth, key, text) of every value; what holds others has no text of its own."""
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            yield depth, str(key), ""
-            yield from _lines(item, depth + 1)
-        elif isinstance(item, list) and item and isinstance(item[0], Mapping):
-            yield depth, str(key), ""
-            for number, each in enumerate(item, 1):
-                yield depth + 1, str(number), ""
-                yield from _lines(each, depth + 2)
-        else:
-            yield depth, str(key), _plain(item)
-
-
-def _printable(text: str) -> str:
-    """Names and texts come from files that anybody wrote: nothing of them may steer the terminal."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
-
-
-def _plain(item: Any) -> str:
-    if isinstance(item, list):
-        return ", ".join(str(each) for each in item) or "none"
-    if isinstance(item, float):
-        return f"{item:.6g}"
-    return "none" if item is None or item == {} else str(item)
 
 
 if __name__ == "__main__":

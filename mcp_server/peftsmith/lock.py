@@ -74,7 +74,9 @@ def load(project: Path) -> Lock:
         return Lock.model_validate(files.read_json(path))
     except ValueError as error:
         raise PeftsmithError(
-            "plan.lock.json is not a valid lock", value=str(error), next_step="Run plan_finetune again; keep plan.yaml."
+            "plan.lock.json is not a valid lock",
+            value=str(error),
+            next_step="Plan in a new folder, and take what you changed in plan.yaml along.",
         ) from error
 
 

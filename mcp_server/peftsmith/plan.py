@@ -23,13 +23,14 @@ from peftsmith.plan_migrations import MIGRATIONS
 SCHEMA_VERSION = 2
 PLAN_FILE = "plan.yaml"
 _LARGEST_PLAN = 1 << 20
+ANSWER_TOKENS = 30  # as transformers' run_qa.py
 Task = Literal[
     "chat", "completion", "text", "continued_pretraining", "classification", "sequence_classification",
     "token_classification", "question_answering", "seq2seq",
 ]  # fmt: skip
 DataFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "classification",
-    "token_classification", "seq2seq",
+    "token_classification", "question_answering", "seq2seq",
 ]  # fmt: skip
 _OPEN = ("method.config", "data.columns", "data.roles")  # mappings whose keys are not the plan's own names
 ServingTarget = Literal["transformers", "vllm", "sglang", "llama.cpp", "ollama"]
@@ -50,7 +51,10 @@ class Base(Part):
 
 
 class Data(Part):
-    """Where the rows are (paths relative to the project) and how to read them. Adapters name their files themselves."""
+    """Where the rows are (paths relative to the project) and how to read them. With `adapters` the files stand there.
+
+    `unanswerable`: a question may have no answer in its context, so that no answer is an answer too.
+    """
 
     train: ShortText | None = None
     eval: ShortText | None = None
@@ -63,19 +67,23 @@ class Data(Part):
     label_names: Annotated[list[ShortText], Field(max_length=1000)] = []
     labels: Annotated[list[ShortText], Field(max_length=1000)] = []
     system_prompt: Text | None = None
+    unanswerable: bool = False
 
 
 class Training(Part):
     """Lengths in tokens, batch sizes in rows, warmup as a share of all steps, the rest as TRL's SFTConfig names it.
 
     `loss_on`: the last answer, or every turn of the assistant's (which the chat template must mark). `chat_template`
-    (a .jinja file in the project) and `pad_token` replace the tokenizer's own.
+    (a .jinja file in the project) and `pad_token` replace the tokenizer's own. Question answering reads a long context
+    in windows of max_length that share `stride` tokens, and gives answers of at most `max_answer_tokens`.
     """
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
     loss_on: Literal["completion", "assistant"] = "completion"
     chat_template: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}\.jinja$")] | None = None
     pad_token: ShortText | None = None
+    stride: Annotated[int, Field(ge=0)] | None = None
+    max_answer_tokens: Annotated[int, Field(ge=1)] | None = None
     epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 8
     gradient_accumulation: Annotated[int, Field(ge=1, le=65536)] = 1
@@ -120,6 +128,19 @@ class FineTunePlan(Part):
             return document
         return {**document, "training": {**training, "gradient_checkpointing": False}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _windows_of_contexts(cls, document: Any) -> Any:
+        """For question answering, silence means windows that share a quarter, and answers of at most 30 tokens."""
+        if not isinstance(document, dict) or document.get("task") != "question_answering":
+            return document
+        training = document.get("training", {})
+        length = training.get("max_length", Training().max_length) if isinstance(training, dict) else None
+        if not isinstance(length, int):
+            return document
+        silent = {"stride": length // 4, "max_answer_tokens": ANSWER_TOKENS}
+        return {**document, "training": {**training, **{k: v for k, v in silent.items() if training.get(k) is None}}}
+
     @model_validator(mode="after")
     def _task_fits_data(self) -> FineTunePlan:
         if self.data.format not in TASK_FORMATS[self.task]:
@@ -130,6 +151,11 @@ class FineTunePlan(Part):
         rendered = self.task in ("chat", "classification")
         if not rendered and (self.training.chat_template or self.training.loss_on != "completion"):
             raise ValueError(f"training.chat_template and training.loss_on are for chats, not for task {self.task}")
+        windows = self.training.stride is not None or self.training.max_answer_tokens is not None
+        if self.task != "question_answering" and (windows or self.data.unanswerable):
+            raise ValueError(f"stride, max_answer_tokens and unanswerable are not for task {self.task}")
+        if self.training.stride is not None and self.training.stride * 2 > self.training.max_length:
+            raise ValueError("training.stride must be at most half of training.max_length: windows would hardly move")
         if self.training.pad_token and self.task_type != "CAUSAL_LM":
             raise ValueError(f"training.pad_token is for language models, not for task {self.task}")
         return self
@@ -193,7 +219,7 @@ TASK_FORMATS: Mapping[Task, tuple[DataFormat, ...]] = {
     "classification": ("classification",),
     "sequence_classification": ("classification",),
     "token_classification": ("token_classification",),
-    "question_answering": ("seq2seq",),
+    "question_answering": ("question_answering",),
     "seq2seq": ("seq2seq",),
 }
 LABELLED: tuple[Task, ...] = ("classification", "sequence_classification", "token_classification")
@@ -205,7 +231,7 @@ TASK_TYPES: Mapping[Task, str] = {
     "classification": "CAUSAL_LM",
     "sequence_classification": "SEQ_CLS",
     "token_classification": "TOKEN_CLS",
-    "question_answering": "SEQ_2_SEQ_LM",
+    "question_answering": "QUESTION_ANS",
     "seq2seq": "SEQ_2_SEQ_LM",
 }
 

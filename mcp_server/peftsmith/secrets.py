@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple  # noqa: UP035 - Python 3.8
+from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple, Sequence  # noqa: UP035 - Python 3.8
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -281,6 +281,22 @@ def redact(text: str) -> str:
         parts += [text[done : hit.start], f"[redacted {hit.kind}]"]
         done = hit.end
     return "".join([*parts, text[done:]])
+
+
+def redact_parts(parts: Sequence[str]) -> list[str]:
+    """As `redact` on the text that `parts` make up: a credential that crosses a border goes from both sides."""
+    whole, made, first = "".join(parts), [], 0
+    hits = find_in_text(whole)
+    for part in parts:
+        kept, done, end = [], first, first + len(part)
+        for hit in hits:
+            if first < hit.end and hit.start < end:
+                kept += [whole[done : hit.start], f"[redacted {hit.kind}]" if hit.start >= first else ""]
+                done = min(hit.end, end)
+        # Once more by itself: what stands before a part can keep a credential from being seen as one
+        made.append(redact("".join([*kept, whole[done:end]])))
+        first = end
+    return made
 
 
 def allowed(text: str, hit: Hit) -> bool:

@@ -23,6 +23,12 @@ ROWS = {
     "seq2seq": {"source": "the parcel never came", "target": "late"},
     "qa": {"question": "where is it?", "answer": "here"},
     "context": {"question": "where is it?", "context": "It is here.", "answer": "here"},
+    "squad": {
+        "question": "where is it?",
+        "context": "It is here.",
+        "answers": {"text": ["here"], "answer_start": [6]},
+    },
+    "flat": {"question": "where is it?", "context": "It is here.", "answer": "here", "answer_start": 6},
     "translation": {"translation": {"de": "Guten Tag", "en": "Good day"}},
     "sharegpt": {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
 }
@@ -48,7 +54,10 @@ def detected(tmp_path, name):
         ("bert", "classification", None, "sequence_classification"),
         ("bert", "token_classification", None, "token_classification"),
         ("t5", "seq2seq", None, "seq2seq"),
-        ("t5", "qa", None, "question_answering"),
+        ("t5", "qa", None, "seq2seq"),
+        ("bert", "squad", None, "question_answering"),
+        ("llama", "squad", None, "question_answering"),
+        ("t5", "squad", None, "question_answering"),
         ("t5", "classification", None, "sequence_classification"),
     ],
 )
@@ -65,6 +74,7 @@ def test_rows_and_base_choose_the_task(tmp_path, bodies, base, rows, goal, task)
         ("llama", "messages", "classification", "format classification"),
         ("llama", "sharegpt", "chat", "prepare_dataset"),
         ("t5", "translation", None, "do not read the column 'translation.de'"),
+        ("bert", "flat", None, "do not read the column 'answer_start'"),
         ("t5", "context", None, "do not read the column 'context'"),
     ],
 )

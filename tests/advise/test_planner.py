@@ -10,6 +10,7 @@ from peftsmith.advise import planner, recommend, rules
 from peftsmith.advise.facts import Intent
 from peftsmith.errors import PeftsmithError
 from peftsmith.model import anatomy
+from peftsmith.project import generate
 from tests.advise import models
 from tests.test_plan import good
 from tests.tiny import write_tiny_model
@@ -96,8 +97,41 @@ def test_what_cannot_be_planned_leaves_nothing_behind(tmp_path, tiny_model, rows
     assert not (tmp_path / "project").exists()
 
 
-def test_a_folder_with_a_plan_and_a_file_are_refused(tmp_path, tiny_model, rows):
+def test_answers_to_the_questions_go_into_the_same_folder(tmp_path, tiny_model, rows):
+    """The plan asks, the user answers, it is planned again: while nobody has edited it or generated from it."""
+    folder = tmp_path / "p"
+    first = planner.make(folder, planner.Wish(model=str(tiny_model), data=rows, test=rows))
+    assert "goal" in {each["id"] for each in first.questions}
+    wish = planner.Wish(model=str(tiny_model), data=rows, intent=Intent(forgetting="little"))
+    again = planner.make(folder, wish)
+    assert again.plan.training.learning_rate < first.plan.training.learning_rate
+    assert plan.load(folder) == again.plan
+    assert set(lock.load(folder).data) == {"train"}
+    other = write_rows(tmp_path / "other.jsonl", [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(60)])
+    planner.make(folder, planner.Wish(model=str(tiny_model), data=other))
+    assert lock.load(folder).data["train"].rows == 60
+    assert (folder / "data" / "train.jsonl").read_bytes() == other.read_bytes()
+    planner.make(folder, planner.Wish(model=str(tiny_model), data=folder / "data" / "train.jsonl"))
+    assert (folder / "data" / "train.jsonl").read_bytes() == other.read_bytes()
+
+
+def test_rows_of_ones_own_in_the_way_are_not_replaced(tmp_path, tiny_model, rows):
+    folder = tmp_path / "p"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "train.jsonl").write_text("mine", encoding="utf-8")
+    with pytest.raises(PeftsmithError, match="in the way"):
+        planner.make(folder, planner.Wish(model=str(tiny_model), data=rows))
+    assert (folder / "data" / "train.jsonl").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_folder_with_a_plan_that_was_edited_or_used_and_a_file_are_refused(tmp_path, tiny_model, rows):
+    planner.make(tmp_path / "used", planner.Wish(model=str(tiny_model), data=rows))
+    generate.generate(tmp_path / "used")
+    with pytest.raises(PeftsmithError, match="holds a plan"):
+        planner.make(tmp_path / "used", planner.Wish(model=str(tiny_model), data=rows))
     planner.make(tmp_path / "p", planner.Wish(model=str(tiny_model), data=rows))
+    with (tmp_path / "p" / plan.PLAN_FILE).open("a", encoding="utf-8") as stream:
+        stream.write("# mine\n")
     before = sorted(path.name for path in (tmp_path / "p").rglob("*"))
     for folder in (tmp_path / "p", rows):
         with pytest.raises(PeftsmithError):
@@ -176,6 +210,15 @@ TASKS = {
     "text": [{"text": f"{text} {number}"} for number in range(20) for text in TEXTS],
     "tags": [{"tokens": ["the", "parcel"], "tags": ["O", "B"]} for _ in range(60)],
     "pairs": [{"source": f"{text} {number}", "target": text} for number in range(20) for text in TEXTS],
+    "answers": [
+        {
+            "question": f"what is in row {number}?",
+            "context": f"{text} {number}",
+            "answers": {"text": [text] if number % 2 else [], "answer_start": [0] if number % 2 else []},
+        }
+        for number in range(20)
+        for text in TEXTS
+    ],
     "labels": [{"sentence": f"{text} {number}", "label": "ab"[number % 2]} for number in range(20) for text in TEXTS],
 }
 
@@ -186,6 +229,7 @@ TASKS = {
         (models.LLAMA_8B, "text", "text", {}),
         (models.BERT, "tags", "token_classification", {"labels": ["B", "O"]}),
         (models.BERT, "labels", "sequence_classification", {"text_column": "sentence", "system_prompt": None}),
+        (models.BERT, "answers", "question_answering", {"unanswerable": True, "columns": {}}),
         (models.T5, "pairs", "seq2seq", {"columns": {}}),
     ],
 )
@@ -197,6 +241,9 @@ def test_plans_for_other_tasks_count_rows_as_their_scripts_read_them(tmp_path, c
     for name, value in data.items():
         assert getattr(made.plan.data, name) == value
     assert made.plan.training.max_length == 64
+    windows = (16, 30) if task == "question_answering" else (None, None)
+    assert (made.plan.training.stride, made.plan.training.max_answer_tokens) == windows
+    assert {f"training.{name}" in made.why for name in ("stride", "max_answer_tokens")} == {windows[0] is not None}
     assert not [each for each in made.findings if each.severity == "error"]
     assert not [each for each in made.findings if each.id in ("model.architecture.not_causal", "data.rows.unsupported")]
     assert "gpu" not in {each["id"] for each in made.questions}

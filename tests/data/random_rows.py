@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from peftsmith.data.examples import Chat, Classified, Judged, Pair, Plain, Preference, Tagged
+from peftsmith.data.examples import Answered, Chat, Classified, Judged, Pair, Plain, Preference, Tagged
 
 WORDS = [
     *(
@@ -91,6 +91,21 @@ def classified(draw: random.Random, *, pairs: bool) -> Classified:
 def tagged(draw: random.Random) -> Tagged:
     words = [draw.choice([word for word in WORDS if word.strip()]) for _ in range(draw.randint(1, 20))]
     return Tagged(words, [draw.choice(LABELS) for _ in words])
+
+
+def answered(draw: random.Random) -> Answered:
+    """A question with no answer, or with one that begins and ends anywhere in the context, white space included."""
+    context = text(draw, 60)
+    while not context.strip():
+        context = text(draw, 60)
+    answers, starts = [], []
+    for _ in range(draw.choice([0, 1, 1, 1, 3])):
+        start = draw.choice([0, draw.randrange(len(context)), len(context) - 1])
+        found = context[start : draw.choice([start + draw.randint(1, 30), len(context)])]
+        if found.strip():
+            answers.append(found)
+            starts.append(start)
+    return Answered(text(draw, 6), context, answers, starts)
 
 
 def pair(draw: random.Random) -> Pair:

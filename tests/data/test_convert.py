@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from peftsmith.data import normal
 from peftsmith.data.convert import as_chat, to_example
-from peftsmith.data.examples import Chat, Classified, Judged, Pair, Plain, Preference, Tagged
+from peftsmith.data.examples import Answered, Chat, Classified, Judged, Pair, Plain, Preference, Tagged
 from peftsmith.data.faults import RowFault
 from peftsmith.data.formats import detect
 from peftsmith.data.mapping import FIELDS, Mapping
@@ -148,8 +148,24 @@ CASES = {
     "dialogue": ({"dialogue": "s", "summary": "t", "topic": "x"}, "seq2seq", 1, Pair("s", "t")),
     "question": ({"question": "q", "context": "c", "answer": "t"}, "seq2seq", 0.5, Pair("c\nq", "t")),
     "SQuAD": (
-        {"question": "q", "context": "c", "answers": {"text": ["t", "u"], "answer_start": [1, 2]}},
-        "seq2seq", 0.5, Pair("c\nq", "t"),
+        {"question": "q", "context": "ctu", "answers": {"text": ["t", "u"], "answer_start": [1, 2]}},
+        "question_answering", 1, Answered("q", "ctu", ["t", "u"], [1, 2]),
+    ),
+    "SQuAD, no answer": (
+        {"question": "q", "context": "c", "answers": {"text": [], "answer_start": []}},
+        "question_answering", 1, Answered("q", "c", [], []),
+    ),
+    "SQuAD, answers as objects": (
+        {"question": "q", "context": "ct", "answers": [{"text": "t", "answer_start": 1}], "id": "7"},
+        "question_answering", 1, Answered("q", "ct", ["t"], [1]),
+    ),
+    "answer beside its start": (
+        {"question": "q", "context": "ct", "answer": "t", "answer_start": "1"},
+        "question_answering", 1, Answered("q", "ct", ["t"], [1]),
+    ),
+    "no answer beside no start": (
+        {"question": "q", "context": "ct", "answer": None, "answer_start": None},
+        "question_answering", 1, Answered("q", "ct", [], []),
     ),
     "translation": ({"translation": {"de": "s", "en": "t"}}, "seq2seq", 0.5, Pair("s", "t")),
 }  # fmt: skip
@@ -196,6 +212,9 @@ EXAMPLES = {
     "token_classification": st.lists(st.tuples(word, word), min_size=1, max_size=4).map(
         lambda pairs: Tagged([a for a, _ in pairs], [b for _, b in pairs])
     ),
+    "question_answering": st.tuples(word, word, st.integers(0, 9)).map(
+        lambda made: Answered(made[0], f"x{made[1]}", *([[made[1]], [1]] if made[2] else [[], []]))
+    ),
     "seq2seq": st.builds(Pair, word, word),
 }
 
@@ -228,6 +247,10 @@ def test_any_row_is_an_example_or_a_fault(row, format):
         assert fault.kind and str(fault)
 
 
+def squad(context, answer, start):
+    return {"question": "q", "context": context, "answers": {"text": [answer], "answer_start": [start]}}
+
+
 FAULTS = {
     "no call before the result": ("messages", {"messages": [U, say("tool", "x"), A]}, "order"),
     "arguments are no JSON": (
@@ -253,6 +276,17 @@ FAULTS = {
     "second text missing": ("classification", {"text": "t", "text2": None, "label": "x"}, "empty"),
     "fewer tags": ("token_classification", {"tokens": ["a", "b"], "tags": ["O"]}, "shape"),
     "no tokens": ("token_classification", {"tokens": [], "tags": []}, "empty"),
+    "answer elsewhere": ("question_answering", squad("the parcel came", "parcel", 5), "answer"),
+    "answer nowhere": ("question_answering", squad("the parcel came", "letter", 4), "answer"),
+    "answer before the start": ("question_answering", squad("the parcel came", "came", -4), "answer"),
+    "bytes": ("question_answering", squad("Zürich ist groß", "groß", 12), "units"),
+    "UTF-16 units": ("question_answering", squad("🙂 is a smile", "smile", 8), "units"),
+    "more starts": (
+        "question_answering",
+        {"question": "q", "context": "c", "answers": {"text": ["c"], "answer_start": [0, 0]}},
+        "shape",
+    ),
+    "blank answer": ("question_answering", squad("a b", " ", 1), "empty"),
     "no answer": ("seq2seq", {"question": "q", "answers": {"text": []}}, "shape"),
     "no text": ("text", {"text": " "}, "empty"),
 }
@@ -338,6 +372,12 @@ CLASSES = {"train": "a.csv", "format": "classification"}
         ({**CLASSES, "text_column": "body"}, {"body": "t", "label": "x"}, ""),
         ({**CLASSES, "label_names": ["no", "yes"]}, {"text": "t", "label": 1}, "prepare_dataset"),
         (CLASSES, {"premise": "t", "hypothesis": "u", "label": 1}, "prepare_dataset"),
+        ({**CHATS, "format": "question_answering"}, squad("ab", "b", 1), ""),
+        (
+            {**CHATS, "format": "question_answering"},
+            {"question": "q", "context": "ab", "answer": "b", "answer_start": 1},
+            "prepare_dataset",
+        ),
         ({**CHATS, "format": "kto"}, {"prompt": "u", "completion": "a", "label": 1}, ""),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from peftsmith.data import batches, handover
 from peftsmith.data.examples import Chat
-from peftsmith.data.labels import Settings, renderer_for, rows_of
+from peftsmith.data.labels import Row, Settings, renderer_for, rows_of
 from peftsmith.data.rendering import Renderer
 from peftsmith.data.templating import TemplateRefused
 from peftsmith.errors import PeftsmithError
@@ -32,6 +32,7 @@ def folders(tmp_path_factory, tiny_model) -> dict[str, Path]:
     made = {name: with_template(tiny_model, root / name, text) for name, text in {**TEMPLATES, **MORE}.items()}
     made |= {"chatml": tiny_model, "metaspace": metaspace(tiny_model, root / "metaspace")}
     made["framed"] = changed(metaspace(tiny_model, root / "framed"), add_bos_token=True, add_eos_token=True)
+    made["paired"] = paired(changed(metaspace(tiny_model, root / "paired"), cls_token="<s>", sep_token="</s>"))
     left = {"truncation_side": "left", "padding_side": "left", "pad_token": "</s>"}
     return {**made, "left": changed(metaspace(tiny_model, root / "left"), add_bos_token=True, **left)}
 
@@ -41,6 +42,18 @@ def changed(folder: Path, **settings: object) -> Path:
     place = folder / "tokenizer_config.json"
     config = json.loads(place.read_text(encoding="utf-8"))
     place.write_text(json.dumps({**config, **settings}), encoding="utf-8")
+    return folder
+
+
+def paired(folder: Path) -> Path:
+    """The tokenizer folder with the frame of RoBERTa's pairs."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import RobertaProcessing
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = {token: tokenizer.token_to_id(token) for token in ("</s>", "<s>")}
+    tokenizer.post_processor = RobertaProcessing(("</s>", ends["</s>"]), ("<s>", ends["<s>"]))
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -194,6 +207,24 @@ def test_preferences(training_python, tmp_path, folders):
     assert seen["rows"] > 300
     assert seen["dropped"], seen
     assert seen["merged"], seen
+
+
+@pytest.mark.training
+def test_answers(training_python, tmp_path, folders):
+    """Windows over contexts: every id and both places of every answer, also where tokens share a character."""
+    draw = random.Random(f"answers {TIMES}")
+    cases = []
+    for name in ["chatml", "metaspace", "framed", "left", "paired"] * TIMES:
+        for length, stride in ((None, 0), (48, 0), (48, 16), (draw.choice([40, 64]), 20)):
+            settings = Settings("answers", max_length=length, stride=stride, pad_to_multiple_of=draw.choice([None, 8]))
+            examples = [random_rows.answered(draw) for _ in range(ROWS)]
+            made = rows_of(Renderer.load(folders[name]), examples, settings)
+            fitting = [each for each, rows in zip(examples, made, strict=True) if isinstance(rows[0], Row)]
+            cases.append((folders[name], fitting, settings, draw.choice([1, 4, 7])))
+    seen = compare(training_python, tmp_path, cases)
+    assert seen["refused"] == 0
+    assert seen["rows"] > 25 * ROWS * TIMES, "long contexts make several windows"
+    assert seen["partly"] > 200, seen
 
 
 @pytest.mark.training

@@ -117,6 +117,23 @@ def test_json_array(tmp_path):
     assert [(row.number, row.value) for row in rows] == [(1, {"a": 1}), (2, None), (3, {"b": [1]})]
 
 
+@pytest.mark.parametrize(
+    ("content", "values"),
+    [
+        ('["a", "list"]\n{"a": 1}\n', [None, {"a": 1}]),
+        ('[INFO] started\n{"a": 1}\n{"b": 2}\n', [None, {"a": 1}, {"b": 2}]),
+        ('[]\n\n{"a": 1}\n', [None, {"a": 1}]),
+        ('[{"a": 1},\n{"b": 2}]', [{"a": 1}, {"b": 2}]),
+        ('[\n{"a": 1}\n,\n{"b": 2}\n]\n', [{"a": 1}, {"b": 2}]),
+        ('[{"a": 1}\n,{"b": 2}]', [{"a": 1}, {"b": 2}]),
+        ('[{"a":\n{"b": 2}}]', [{"a": {"b": 2}}]),
+        ('[{"a": 1}, {"b": 2}]\n\n', [{"a": 1}, {"b": 2}]),
+    ],
+)
+def test_lines_whose_first_is_a_list_are_no_array(tmp_path, content, values):
+    assert [row.value for row in rows_of(write(tmp_path, content, "rows.jsonl"))] == values
+
+
 def test_json_array_above_the_cap(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "LARGEST_ARRAY", 10)
     with pytest.raises(PeftsmithError, match="JSON lines"):

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from peftsmith import cli
 from peftsmith.data import show, show_html, show_terminal
+from peftsmith.data.mapping import Mapping
 from peftsmith.data.show import Piece, Shown, ShownRow
 from peftsmith.errors import PeftsmithError
+from tests.credentials import make
 from tests.data.random_rows import LABELS, TOOLS
 
 INJECTED = [
@@ -213,3 +215,14 @@ def test_hostile_template_is_an_error(tmp_path, tiny_model, monkeypatch):
     folder = with_template(tiny_model, tmp_path / "m", "{{ 'x' * 10 ** 11 }}")
     with pytest.raises(PeftsmithError, match="stopped"):
         show.show(write(tmp_path / "r.jsonl", chats("a")), folder)
+
+
+def test_a_secret_over_the_border_of_the_loss_is_shown_on_neither_side(tmp_path, tiny_model):
+    """A prompt that ends inside of a credential: redacting each side by itself would find it in neither."""
+    token = make("huggingface", 0).value
+    path = write(tmp_path / "rows.jsonl", [{"prompt": f"key {token[:15]}", "text": f"{token[15:]} end"}])
+    mapping = Mapping.of("text", {"prompt": "prompt", "text": "text"})
+    shown = show.show(path, tiny_model, mapping=mapping)
+    text = "".join(piece.text for row in shown.rows for piece in row.pieces)
+    assert "[redacted" in text and "end" in text
+    assert not any(token[place : place + 6] in text for place in range(len(token) - 6))

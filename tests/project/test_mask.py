@@ -119,6 +119,13 @@ def test_every_task_of_the_scripts_is_proven(project):
         "completion": ("prompt_completion", [{"prompt": "where", "completion": f"here {n}"} for n in range(9)]),
         "sequence_classification": ("classification", [{"text": f"t {n}", "label": "ab"[n % 2]} for n in range(9)]),
         "token_classification": ("token_classification", [{"tokens": ["x", "yy"], "tags": ["a", "b"]}] * 9),
+        "question_answering": (
+            "question_answering",
+            [
+                {"question": "where", "context": f"here {n}", "answers": {"text": ["here"], "answer_start": [0]}}
+                for n in range(9)
+            ],
+        ),
         "seq2seq": ("seq2seq", [{"source": f"read {number}", "target": "write"} for number in range(9)]),
     }
     for task, (form, rows) in kinds.items():

@@ -87,6 +87,14 @@ def _tasks_and_methods():
         data__labels=["a", "b"],
         method={"config": {"modules_to_save": ["norm"], "bias": "all"}},
     )
+    yield make(
+        "question_answering",
+        data__format="question_answering",
+        data__columns={"context": "passage"},
+        data__unanswerable=True,
+        data__test="data/t.jsonl",
+        method={"quantization": {"bits": 4}, "config": {"modules_to_save": ["norm"]}},
+    )
     yield make("seq2seq", data__format="seq2seq", data__columns={"source": "de", "target": "en"})
     yield make(
         "token_classification",
@@ -107,8 +115,25 @@ def rendered(request):
     return wanted, render.render(wanted, lock_for(wanted, folder))
 
 
+@pytest.mark.parametrize("method", [{}, {"peft_type": "FULL", "reason": "a test"}, {"quantization": QUANTIZED}])
+def test_a_decoder_that_answers_is_told_the_names_of_its_checkpoint(tmp_path, method):
+    """transformers' own class would start its body from random weights, and only log it."""
+    wanted = make("question_answering", data__format="question_answering", data__eval="data/e.jsonl", method=method)
+    base = {"model": "owner/model", "commit": wanted.base.revision, "folder": None, "model_type": "qwen2"}
+    files = render.render(wanted, lock_for(wanted).model_copy(update={"base": base}))
+    _clean(files, tmp_path)
+    for name in {"train.py", "evaluate.py", "infer.py", "merge.py"} & files.keys():
+        loads = files[name].count("AutoModelForQuestionAnswering.from_pretrained")
+        assert files[name].count("key_mapping=BODY_NAMES") == loads > 0, name
+    bert = lock_for(wanted).model_copy(update={"base": {**base, "model_type": "bert"}})
+    assert "BODY_NAMES" not in "".join(render.render(wanted, bert).values())
+
+
 def test_scripts_are_formatted_and_clean(rendered, tmp_path):
-    _, files = rendered
+    _clean(rendered[1], tmp_path)
+
+
+def _clean(files, tmp_path):
     scripts = [name for name in files if name.endswith(".py")]
     for name in scripts:
         (tmp_path / name).write_text(files[name], encoding="utf-8")
@@ -145,7 +170,7 @@ def test_only_what_the_plan_needs(rendered):
         wanted.task in ("classification", "sequence_classification")
     )
     assert ("LABELS = [" in files["train.py"]) == wanted.task.endswith("classification")
-    assert ("merge.py" in files) == render.proof_facts(wanted)["merges"]
+    assert ("merge.py" in files) == render.proof_facts(wanted, "llama")["merges"]
     assert ("eval_strategy" in files["train.py"]) == bool(wanted.data.eval)
     assert "BitsAndBytesConfig" not in files.get("merge.py", "")
     assert ("HF_TOKEN=your_hugging_face_token_here" in files[".env.example"]) == bool(wanted.base.revision)

@@ -41,7 +41,7 @@ def test_the_server_starts_without_what_single_operations_need(tmp_path):
     assert not imported(wire.errors) & LATE
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["scan-secrets", "--path", "."], ["list-runs"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["scan-secrets", "."], ["list-runs"]])
 def test_the_cli_imports_no_training_library(arguments, tmp_path):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-P", "-m", "peftsmith.cli", *arguments],

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 _MANY_LABELS = 50
 # Fields of a format whose columns the scripts look up under data.columns.
-_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
+_COLUMNS = {
+    "token_classification": ("tokens", "tags"),
+    "question_answering": ("question", "context", "answers"),
+    "seq2seq": ("source", "target"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def plan_of(
                 },
                 "labels": sorted(detected.labels),
                 "system_prompt": system_prompt(wish, detected, intent.task),
+                "unanswerable": advice.facts["unanswered"],
             },
             "method": advice.method,
             "adapters": {name: _places(name, train, test) for name, (train, test) in wish.tasks().items()},

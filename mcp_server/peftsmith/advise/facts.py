@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
-from peftsmith.plan import TASK_TYPES, ServingTarget, Task
+from peftsmith.plan import ANSWER_TOKENS, TASK_TYPES, ServingTarget, Task
 
 if TYPE_CHECKING:
     from peftsmith.model.anatomy import Anatomy
@@ -50,13 +50,14 @@ class Device:
 @dataclass(frozen=True)
 class Rows:
     """What values depend on. Token numbers are None when no tokenizer was there; `target` is the longest text that an
-    encoder-decoder has to write."""
+    encoder-decoder has to write, or the longest answer in a context. `unanswered`: some questions have no answer."""
 
     count: int
     longest: int | None
     loss_tokens: int | None
     total_tokens: int | None = None
     target: int | None = None
+    unanswered: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def of(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent) -> dict[str
         "dataset_names": ", ".join(intent.datasets),
         "loss_tokens": rows.loss_tokens,
         "loss_known": rows.loss_tokens is not None,
+        "unanswered": rows.unanswered,
         "nothing": None,
         **_lengths(anatomy, rows),
     }
@@ -228,6 +230,16 @@ def _lengths(anatomy: Anatomy, rows: Rows) -> dict[str, Any]:
         "rounded_length": min(-(-(longest or USUAL_LENGTH) // LENGTH_STEP) * LENGTH_STEP, limit),
         "usual_length": min(USUAL_LENGTH, limit),
         "block_length": min(BLOCK, limit),
+    }
+
+
+def of_answers(rows: Rows, max_length: int) -> dict[str, Any]:
+    """How far windows over a context must overlap, and how long answers may be."""
+    longest = rows.target or 0
+    return {
+        "longest_answer": longest,
+        "stride": min(max(max_length // 4, longest), max_length // 2),
+        "answer_tokens": max(ANSWER_TOKENS, -(-longest // 10) * 10),
     }
 
 

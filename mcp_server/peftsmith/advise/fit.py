@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 _MOST_ROWS_AT_ONCE = 16
-_TASKS = {"CAUSAL_LM": "sft", "SEQ_CLS": "classification", "TOKEN_CLS": "classification", "SEQ_2_SEQ_LM": "seq2seq"}
+# A head that says where an answer stands costs what one for classes does.
+_TASKS = {
+    "CAUSAL_LM": "sft", "SEQ_CLS": "classification", "TOKEN_CLS": "classification", "QUESTION_ANS": "classification",
+    "SEQ_2_SEQ_LM": "seq2seq",
+}  # fmt: skip
 # Fields of a config that say where adapters go: the request has them as targets.
 _PLACES = ("target_modules", "target_parameters", "modules_to_save", "exclude_modules", "trainable_token_indices")
 

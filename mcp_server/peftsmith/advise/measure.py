@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftsmith.advise.facts import Rows
-from peftsmith.data.examples import AnyExample, Chat, Classified, Pair, Plain, Tagged
+from peftsmith.data.examples import Answered, AnyExample, Chat, Classified, Pair, Plain, Tagged
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
 from peftsmith.plan import Task
@@ -29,6 +29,7 @@ AS_CHATS: tuple[Task, ...] = ("chat", "classification")
 _UNREAD = ("data.rows.unsupported", "data.file.unusable", "data.test.unusable")
 _CHUNK_ROWS = 512
 _END = 1  # the token that ends a text
+_FRAME = 2  # what a tokenizer puts between two texts, at most
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,17 @@ def _counted(path: Path, detected: Detected, task: Task, anatomy: Anatomy, model
 
     folder = source.tokenizer_folder(source.open_model(model, anatomy.commit))
     tokenizer = tokenizer_files.load(folder).tokenizer
-    longest = loss = tokens = target = count = total = 0
+    longest = loss = tokens = target = count = total = unanswered = 0
     examples = _examples(path, detected, task)
     while chunk := list(islice(examples, _CHUNK_ROWS)):
         total += len(chunk)
         usable = [each for each in chunk if each is not None]
         count += len(usable)
+        unanswered += sum(isinstance(each, Answered) and not each.answers for each in usable)
         for whole, trained, written in _sizes(usable, tokenizer):
             longest, target = max(longest, whole), max(target, written)
             loss, tokens = loss + trained, tokens + whole
-    return Rows(count, longest or None, loss, tokens, target or None), total
+    return Rows(count, longest or None, loss, tokens, target or None, bool(unanswered)), total
 
 
 def _examples(path: Path, detected: Detected, task: Task) -> Iterator[AnyExample | None]:
@@ -115,7 +117,7 @@ def _examples(path: Path, detected: Detected, task: Task) -> Iterator[AnyExample
 
 
 def _sizes(examples: list[AnyExample], tokenizer: Tokenizer) -> Iterator[tuple[int, int, int]]:
-    """(tokens of the longest part, tokens that carry loss, tokens that a decoder writes) of each example.
+    """(tokens of the longest part, tokens that carry loss, tokens of what is written or found) of each example.
 
     Words with tags are counted as a text with spaces: the tokenizers library takes lists of words only beside numpy.
     """
@@ -128,6 +130,8 @@ def _sizes(examples: list[AnyExample], tokenizer: Tokenizer) -> Iterator[tuple[i
             yield max(before, after), after, after
         elif isinstance(example, Classified):
             yield before, 1, 0
+        elif isinstance(example, Answered):
+            yield before + _FRAME, 2, len(second.ids)
         elif isinstance(example, Tagged):
             yield before, len(example.words), 0
         else:
@@ -140,6 +144,8 @@ def _texts(example: AnyExample) -> tuple[str, str]:
         return example.source, example.target
     if isinstance(example, Classified):
         return example.text, ""
+    if isinstance(example, Answered):
+        return f"{example.question}\n{example.context}", "".join(example.answers[:1])
     if isinstance(example, Tagged):
         return " ".join(example.words), ""
     if isinstance(example, Plain):

@@ -237,7 +237,10 @@ def _together(
     rows = replace(
         first.rows,
         count=max(each.count for each in every),
-        **{name: most(name) for name in ("longest", "loss_tokens", "total_tokens", "target")},
+        longest=most("longest"),
+        loss_tokens=most("loss_tokens"),
+        total_tokens=most("total_tokens"),
+        target=most("target"),
     )
     findings = [together.about(each, name) for name, one in seen for each in one.findings]
     total = sum(each.total for _, each in seen)

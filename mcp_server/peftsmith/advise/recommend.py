@@ -72,6 +72,10 @@ def _attempt(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent, *, ex
         known[name] = draft.decide(f"method.{name}")
     for name in ("precision", "max_length", "epochs"):
         known[name] = draft.decide(f"training.{name}")
+    if intent.task == "question_answering":
+        known |= facts.of_answers(rows, known["max_length"])
+        for name in ("stride", "max_answer_tokens"):
+            draft.decide(f"training.{name}")
     known["effective"] = draft.decide("batch.effective")
     if known["datasets"]:
         draft.decide("adapters")

@@ -29,7 +29,7 @@ _PLACES = (
 )  # fmt: skip
 _CHATS = ("chat", "classification")
 # The head that config.json names is not the one that these tasks train with.
-_OTHER_HEAD = ("SEQ_CLS", "TOKEN_CLS")
+_OTHER_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _OF_HEADS = ("model.targets.head", "model.targets.tied_head", "model.targets.embeddings_saved")
 
 

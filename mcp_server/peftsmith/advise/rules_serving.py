@@ -75,7 +75,7 @@ def _method(plan: FineTunePlan) -> _Seen:
 
 
 def _head(plan: FineTunePlan) -> _Seen:
-    lost = plan.task_type in ("SEQ_CLS", "TOKEN_CLS") and plan.serving != EVERYTHING
+    lost = plan.task_type in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS") and plan.serving != EVERYTHING
     return {"serving": plan.serving, "task": plan.task} if lost else None
 
 

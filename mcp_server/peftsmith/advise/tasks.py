@@ -28,14 +28,18 @@ _TASKS: Mapping[tuple[DataFormat, Kind], Task] = {
     ("classification", "encoder-decoder"): "sequence_classification",
     ("token_classification", "decoder"): "token_classification",
     ("token_classification", "encoder"): "token_classification",
+    ("question_answering", "decoder"): "question_answering",
+    ("question_answering", "encoder"): "question_answering",
+    ("question_answering", "encoder-decoder"): "question_answering",
     ("seq2seq", "encoder-decoder"): "seq2seq",
 }
 # Where the base has no chat template.
 _PLAIN: Mapping[Task, Task] = {"chat": "completion", "classification": "sequence_classification"}
 # Fields whose column the scripts look up in the plan; all others they read under their own names.
-_NAMED = ("text", "label", "tokens", "tags", "source", "target")
+_NAMED = ("text", "label", "tokens", "tags", "question", "context", "answers", "source", "target")
 # Fields that the scripts do not read at all: what they say would be lost.
-_UNREAD = {"classification": ("second",), "seq2seq": ("context",), "text": ("prompt",)}
+_UNREAD = {"classification": ("second",), "question_answering": ("answer_start",), "seq2seq": ("context",),
+           "text": ("prompt",)}  # fmt: skip
 
 
 def kind_of(anatomy: Anatomy) -> Kind:
@@ -77,8 +81,6 @@ def _chosen(detected: Detected, anatomy: Anatomy, goal: str | None) -> Task:
         found = _PLAIN.get(found, found)
     if found == "text" and goal == "knowledge":
         return "continued_pretraining"
-    if found == "seq2seq" and detected.mapping.columns.get("source") == "question":
-        return "question_answering"
     return found
 
 

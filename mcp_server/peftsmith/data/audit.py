@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peftsmith import files
-from peftsmith.data import crew, label_report, licence, repetition, similar, token_report
+from peftsmith.data import answers, crew, label_report, licence, repetition, similar, token_report
 from peftsmith.data.examine import Checks, Examiner
 from peftsmith.data.examples import AnyExample
 from peftsmith.data.formats import Detected, Mapping, detect, to_example
@@ -157,6 +157,7 @@ def _about_rows(whole: Part, splits: list[Split]) -> Iterator[Finding]:
             share=round(count / whole.rows, 4),
             rows=[number],
         )
+    yield from answers.findings(whole)
     for split in splits:
         yield from split.tallies.findings(split.rows)
         yield from label_report.unseen(split, whole.labels)

@@ -33,7 +33,7 @@ class Batch:
     """Token ids, labels, and the attention mask of a padded batch or the positions of a flattened one.
 
     `labels` are what the loss reads: ids or IGNORED (sft, tagging, seq2seq), the completion mask (dpo, kto), one class
-    a row (classification).
+    a row (classification), first and last place of the answer (answers).
     """
 
     ids: list[list[int]]
@@ -108,6 +108,8 @@ def batches(rows: Sequence[Sequence[Row]], settings: Settings, files: TokenizerF
         prepared = sequences([row for example in rows for row in example], settings)
         make = _flat if settings.flattens else _padded
         return [make(part, settings, files) for part in _parts(prepared, size)]
+    if settings.trainer == "answers":  # every window is a row of its own
+        rows = [[window] for example in rows for window in example]
     kept = [example for example in rows if not any(row.dropped for row in example)]
     made = []
     for part in _parts(kept, size):
@@ -137,9 +139,13 @@ def _rows(rows: Sequence[Row], settings: Settings, files: TokenizerFiles) -> Bat
         masked = [Prepared(row.ids, row.mask_bits(), (len(row.ids),)) for row in rows]
         return _pad(masked, settings, files, filler=0, side="right")
     values = [Prepared(row.ids, row.values or [], (len(row.ids),)) for row in rows]
-    batch = _pad(values, settings, files, filler=IGNORED, side=files.padding_side)
+    # The script for answers pads on the right, whatever the tokenizer does: its labels count from the left
+    side = "right" if settings.trainer == "answers" else files.padding_side
+    batch = _pad(values, settings, files, filler=IGNORED, side=side)
     if settings.trainer == "classification":
         return Batch(batch.ids, [[row.label if row.label is not None else IGNORED] for row in rows], batch.attention)
+    if settings.trainer == "answers":
+        return Batch(batch.ids, [row.values or [] for row in rows], batch.attention)
     return batch
 
 

@@ -37,6 +37,8 @@ def compare(
 ) -> tuple[State, list[Finding]]:
     """Whether the trainer's batches of (row number, example, computed rows) are the computed ones, and what it says."""
     numbers = [number for number, _, _ in usable]
+    if settings.trainer == "answers":  # a batch holds windows, of which a row may have several
+        numbers = [number for number, _, rows in usable for _ in rows]
     rows = [each for _, _, each in usable]
     request = handover.case(folder, [example for _, example, _ in usable], settings, size)
     if settings.flattens and config is not None:

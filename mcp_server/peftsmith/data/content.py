@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from peftsmith import secrets
 from peftsmith.data import leftovers, personal
-from peftsmith.data.examples import AnyExample, Chat, Classified, Tagged
+from peftsmith.data.examples import Answered, AnyExample, Chat, Classified, Tagged
 from peftsmith.data.views import SYSTEM, View, loose, view
 
 Note = tuple[str, str]  # finding id, detail
@@ -93,7 +93,10 @@ def notes(example: AnyExample, seen: View) -> Iterator[Note]:
         yield "data.rows.markup", tag
     if place := leftovers.placeholder(text):
         yield "data.rows.placeholder", place
-    if not isinstance(example, (Classified, Tagged)):
+    if isinstance(example, Answered):
+        if any(text != text.strip() for text in example.answers):
+            yield "data.answers.whitespace", repr(secrets.redact(example.answers[0]))
+    elif not isinstance(example, (Classified, Tagged)):
         yield from _answer(seen.asked, answer or seen.asked, lowered)
 
 

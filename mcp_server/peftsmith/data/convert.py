@@ -14,6 +14,7 @@ from typing import Any
 from peftsmith import files
 from peftsmith.data import chats, faults
 from peftsmith.data.examples import (
+    Answered,
     AnyExample,
     Chat,
     Classified,
@@ -28,6 +29,7 @@ from peftsmith.data.examples import (
 from peftsmith.data.faults import RowFault
 from peftsmith.data.mapping import Mapping
 from peftsmith.plan import DataFormat
+from peftsmith.secrets import redact
 
 Row = Lookup[str, Any]
 
@@ -146,6 +148,16 @@ def _token_classification(row: Row, mapping: Mapping) -> AnyExample:
     )
 
 
+def _question_answering(row: Row, mapping: Mapping) -> AnyExample:
+    """Answers as SQuAD has them, as a list of objects, or one text whose start stands in a column of its own."""
+    question = faults.text(mapping.get(row, "question"), mapping.column(row, "question") or "question")
+    context = faults.text(mapping.get(row, "context"), mapping.column(row, "context") or "context")
+    texts, starts = _answers(mapping.get(row, "answers"), mapping.get(row, "answer_start"))
+    for text, start in zip(texts, starts, strict=True):
+        _stands_there(context, text, start)
+    return Answered(question, context, texts, starts)
+
+
 def _seq2seq(row: Row, mapping: Mapping) -> AnyExample:
     """A context stands before its question, with a line feed between; of several answers the first is taken."""
     source = faults.text(mapping.get(row, "source"), mapping.column(row, "source") or "the source")
@@ -173,6 +185,7 @@ _RULES: dict[DataFormat, Callable[[Row, Mapping], AnyExample]] = {
     "kto": _kto,
     "classification": _classification,
     "token_classification": _token_classification,
+    "question_answering": _question_answering,
     "seq2seq": _seq2seq,
 }
 
@@ -182,6 +195,52 @@ def _allowed(example: AnyExample, labels: Collection[str]) -> None:
     for label in used:
         if label not in labels:
             raise RowFault("label", f"label {files.clean(label, 60)!r} is not one of the plan's labels")
+
+
+def is_answers(value: object) -> bool:
+    """True for {"text": [...], "answer_start": [...]} and for a list of such objects with one answer each."""
+    if isinstance(value, list):
+        return all(isinstance(each, dict) and each.keys() >= {"text", "answer_start"} for each in value)
+    return isinstance(value, dict) and all(isinstance(value.get(name), list) for name in ("text", "answer_start"))
+
+
+def _answers(held: Any, start: Any) -> tuple[list[str], list[int]]:
+    """Texts and starts; none where there is no answer (no text at all)."""
+    if held is None or held == "":
+        return [], []
+    if isinstance(held, str):
+        texts, starts = [held], [start]
+    elif is_answers(held) and isinstance(held, list):
+        texts, starts = [each["text"] for each in held], [each["answer_start"] for each in held]
+    elif is_answers(held):
+        texts, starts = held["text"], held["answer_start"]
+    else:
+        raise RowFault("shape", "answers is not an object of the lists text and answer_start")
+    if len(texts) != len(starts):
+        raise RowFault("shape", f"{len(texts)} answers have {len(starts)} starts")
+    return [faults.text(each, "an answer") for each in texts], [_start(each) for each in starts]
+
+
+def _start(value: Any) -> int:
+    if isinstance(value, str) and value.strip().isdecimal():  # as a CSV file has it
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise RowFault("answer", f"answer_start is {files.clean(repr(value), 40)}, not a place in the context")
+    return value
+
+
+def _stands_there(context: str, text: str, start: int) -> None:
+    if context[start : start + len(text)] == text:
+        return
+    for name, encoding, size in (("bytes", "utf-8", 1), ("UTF-16 units", "utf-16-le", 2)):
+        raw, sought = context.encode(encoding), text.encode(encoding)
+        if raw[start * size :].startswith(sought):
+            place = len(raw[: start * size].decode(encoding))
+            raise RowFault("units", f"answer_start {start} counts {name}; in characters it is {place}")
+    found = context.find(text)
+    where = f"it stands at {found}" if found >= 0 else "it stands nowhere in it"
+    there, wanted = (files.clean(repr(redact(each)), 60) for each in (context[start : start + len(text)], text))
+    raise RowFault("answer", f"at {start} the context has {there}, not {wanted}; {where}")
 
 
 def _roles(usual: Lookup[str, str], mapping: Mapping) -> Lookup[str, str]:

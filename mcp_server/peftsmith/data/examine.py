@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peftsmith.data import content, similar
-from peftsmith.data.examples import AnyExample, Classified, Tagged
+from peftsmith.data.examples import Answered, AnyExample, Classified, Tagged
 from peftsmith.data.formats import Mapping, RowFault, as_chat, rivals, to_example
 from peftsmith.data.lots import Lot
 from peftsmith.data.part import Part
@@ -28,6 +28,8 @@ FAULT_FINDING = {
     "empty": "data.rows.empty",
     "encoding": "data.rows.surrogate",
     "label": "data.labels.unknown",
+    "answer": "data.answers.misplaced",
+    "units": "data.answers.units",
 }
 
 
@@ -117,4 +119,8 @@ class Examiner:
         if isinstance(example, Classified):
             part.labels[example.label] += 1
             part["classes"].append(key_of(example.label))
+        if isinstance(example, Answered):
+            part["starts"].append(1 + example.starts[0] if example.starts else 0)
+            if self._checks.splits:
+                part["contexts"].append(key_of(example.context))
         part.tagged = part.tagged or isinstance(example, Tagged)

@@ -68,6 +68,17 @@ class Tagged:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """A question whose answer is a part of its context. `answers` (of the first the model learns) begin at `starts`,
+    in characters; none where the context has no answer."""
+
+    question: str
+    context: str
+    answers: list[str]
+    starts: list[int]
+
+
+@dataclass(frozen=True)
 class Pair:
     """What an encoder-decoder reads and what it writes."""
 
@@ -75,4 +86,4 @@ class Pair:
     target: str
 
 
-AnyExample = Chat | Plain | Preference | Judged | Classified | Tagged | Pair
+AnyExample = Chat | Plain | Preference | Judged | Classified | Tagged | Answered | Pair

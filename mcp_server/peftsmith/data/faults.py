@@ -12,7 +12,7 @@ from typing import Literal
 
 from peftsmith import files
 
-FaultKind = Literal["shape", "unsupported", "role", "order", "ending", "empty", "encoding", "label"]
+FaultKind = Literal["shape", "unsupported", "role", "order", "ending", "empty", "encoding", "label", "answer", "units"]
 _YES_NO = {True: True, False: False, "true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from peftsmith import files
 from peftsmith.data import faults
-from peftsmith.data.convert import as_chat, to_example
+from peftsmith.data.convert import as_chat, is_answers, to_example
 from peftsmith.data.examples import Message
 from peftsmith.data.faults import RowFault
 from peftsmith.data.mapping import FIELDS, FORMATS, Mapping
@@ -37,6 +37,7 @@ _IMPLIED: dict[DataFormat, tuple[DataFormat, ...]] = {
     "kto": ("prompt_completion",),
     "classification": ("text", "seq2seq"),
     "token_classification": ("text",),
+    "question_answering": ("seq2seq", "text"),
     "seq2seq": ("text",),
     "messages": ("text",),
     "sharegpt": ("text",),
@@ -100,6 +101,8 @@ def _fits(value: Lookup[str, Any], mapping: Mapping) -> bool:
         return faults.is_yes_or_no(mapping.get(value, "label"))
     if name == "token_classification":
         return all(isinstance(mapping.get(value, each), list) for each in ("tokens", "tags"))
+    if name == "question_answering":
+        return is_answers(mapping.get(value, "answers")) or mapping.column(value, "answer_start") in value
     return name != "text" or isinstance(mapping.get(value, "text"), str)
 
 

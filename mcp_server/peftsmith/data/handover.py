@@ -26,6 +26,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "kto": ("max_length",),
     "classification": ("max_length", "pad_to_multiple_of"),
     "tagging": ("max_length", "pad_to_multiple_of"),
+    "answers": ("max_length", "stride", "pad_to_multiple_of"),
     "seq2seq": ("max_length", "max_target_length", "pad_to_multiple_of"),
 }
 
@@ -77,6 +78,9 @@ def _tools(tools: list[dict[str, Any]] | None) -> str | None:
 
 def read(batch: Mapping[str, Any], settings: Settings) -> Batch:
     """A batch of the job collate's answer."""
+    if settings.trainer == "answers":
+        places = zip(batch["start_positions"], batch["end_positions"], strict=True)
+        return Batch(batch["input_ids"], [list(each) for each in places], batch.get("attention_mask"))
     labels = batch["completion_mask"] if settings.trainer in ("dpo", "kto") else batch["labels"]
     if settings.trainer == "classification":
         labels = [[label] for label in labels]

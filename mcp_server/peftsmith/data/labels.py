@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 IGNORED = -100
-TrainerName = Literal["sft", "dpo", "kto", "classification", "tagging", "seq2seq"]
+TrainerName = Literal["sft", "dpo", "kto", "classification", "tagging", "answers", "seq2seq"]
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -33,7 +33,7 @@ class Settings:
     `columns` says whether conversations reach SFTTrainer as prompt and completion or as messages. `template` replaces
     the tokenizer's own; `training_template` is the one with generation blocks that SFTTrainer swaps in by itself for
     assistant_only_loss, where TRL knows the model's. `labels` are the class or tag names in the order of their ids;
-    `max_target_length` is seq2seq's.
+    `max_target_length` is seq2seq's; `stride`, `max_answer_tokens` and `unanswerable` are question answering's.
     """
 
     trainer: TrainerName = "sft"
@@ -52,6 +52,9 @@ class Settings:
     training_template: str | None = None
     labels: tuple[str, ...] = ()
     max_target_length: int | None = None
+    stride: int = 0
+    max_answer_tokens: int | None = None
+    unanswerable: bool = True
 
     @property
     def flattens(self) -> bool:
@@ -64,7 +67,8 @@ class Row:
     """One sequence as the trainer holds it before batching.
 
     `spans` are the places of `ids` that carry loss, in order. `values` are labels that are no ids of the same place
-    (tags; the target of an encoder-decoder), `label` a class. `prompt_length` is that of the tokenised prompt alone,
+    (tags; the target of an encoder-decoder; first and last place of an answer, with `start` where the window holds
+    it), `label` a class. `prompt_length` is that of the tokenised prompt alone,
     more than `start` where the two renderings part early. `dropped` rows never reach a batch.
     """
 
@@ -103,6 +107,10 @@ class Row:
 
 class NoAssistantTokens(PeftsmithError):
     """SFTTrainer refuses a set with a row like this one when assistant_only_loss is on."""
+
+
+class QuestionTooLong(PeftsmithError):
+    """A question that leaves no room in a window for more of its context than the window before has."""
 
 
 class SettingsRefused(PeftsmithError):

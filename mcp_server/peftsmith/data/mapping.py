@@ -45,6 +45,11 @@ FIELDS: dict[DataFormat, Fields] = {
         {"input": ("input", "context"), "history": ("history",), **_SYSTEM},
     ),
     "token_classification": Fields({"tokens": ("tokens", "words"), "tags": ("tags", "ner_tags", "pos_tags", "labels")}),
+    # Answers as SQuAD has them ({"text": [...], "answer_start": [...]}), or one text with its start beside it.
+    "question_answering": Fields(
+        {"question": ("question",), "context": ("context",), "answers": ("answers", "answer")},
+        {"answer_start": ("answer_start",)},
+    ),
     "classification": Fields(
         {"text": ("text", "sentence", "premise", "sentence1", "question1"), "label": ("label",)},
         {"second": ("text2", "text_pair", "hypothesis", "sentence2", "question2")},

@@ -10,7 +10,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from peftsmith.data.examples import AnyExample, Chat, Classified, Judged, Message, Pair, Plain, Preference, Tagged
+from peftsmith.data.examples import (
+    Answered,
+    AnyExample,
+    Chat,
+    Classified,
+    Judged,
+    Message,
+    Pair,
+    Plain,
+    Preference,
+    Tagged,
+)
 from peftsmith.data.mapping import Mapping as RowMapping
 from peftsmith.plan import Data, DataFormat
 
@@ -30,7 +41,7 @@ def mapping_of(format: DataFormat) -> RowMapping:
 def to_row(example: AnyExample, format: DataFormat) -> dict[str, Any]:
     """One normalised row. Chats keep prompt and completion apart where the source had them so, as text where a plain
     question has a plain answer; else they are `messages`. Tool schemas stand in `tools`. Columns: docs of TRL 1.16
-    (dataset_formats) and transformers' run_glue, run_ner, run_summarization."""
+    (dataset_formats) and transformers' run_glue, run_ner, run_qa, run_summarization."""
     match example:
         case Chat(prompt, completion, tools):
             if format == "prompt_completion":
@@ -48,6 +59,8 @@ def to_row(example: AnyExample, format: DataFormat) -> dict[str, Any]:
             return {"text": text, **({} if second is None else {"text_pair": second}), "label": label}
         case Tagged(words, tags):
             return {"tokens": words, "ner_tags": tags}
+        case Answered(question, context, answers, starts):
+            return {"question": question, "context": context, "answers": {"text": answers, "answer_start": starts}}
         case Pair(source, target):
             return {"source": source, "target": target}
 
@@ -55,11 +68,14 @@ def to_row(example: AnyExample, format: DataFormat) -> dict[str, Any]:
 def unprepared(row: Mapping[str, Any], example: AnyExample, data: Data) -> str:
     """Why a generated script, which takes the columns as they stand, would not see a row as `example`; "" if it does.
 
-    Covers chats and classes; other kinds have trainers of their own.
+    Covers chats, classes and answers; other kinds have trainers of their own.
     """
     if isinstance(example, Classified):
         seen = row.get(data.text_column), _label(row.get(data.label_column))
         return "" if seen == (example.text, example.label) and example.second is None else _PREPARE
+    if isinstance(example, Answered):
+        held = row.get(data.columns.get("answers", "answers"))
+        return "" if held == {"text": example.answers, "answer_start": example.starts} else _PREPARE
     if not isinstance(example, Chat):
         return ""
     if example.tools:

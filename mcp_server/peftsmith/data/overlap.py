@@ -1,6 +1,7 @@
 """Rows that stand in two splits: the eval and test rows by their keys, and what is found again.
 
-Knows: the questions of one split, exactly, by case and white space, and by like words; its labels and broken rows.
+Knows: the questions of one split, exactly, by case and white space, and by like words; the contexts that they are
+about; its labels and broken rows.
 Does not know: formats (convert.py), keys and sketches (views.py, similar.py).
 
 A question is the same under whatever label or system message. A near match by words must have a like answer too: two
@@ -14,13 +15,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from peftsmith.data.examples import AnyExample, Classified
+from peftsmith.data.examples import Answered, AnyExample, Classified
 from peftsmith.data.faults import RowFault
 from peftsmith.data.formats import read_rows
 from peftsmith.data.part import Part
 from peftsmith.data.similar import Lookup, Sketch, kept, sketch
 from peftsmith.data.tally import Tallies
-from peftsmith.data.views import view
+from peftsmith.data.views import key_of, view
 
 
 class Split:
@@ -42,6 +43,7 @@ class Split:
         self.tallies = Tallies()
         self._exact: dict[int, int] = {}
         self._loose: dict[int, int] = {}
+        self._contexts: dict[int, int] = {}
         self._words = Lookup() if words else None
         for row in read_rows(path):
             self.rows += 1
@@ -57,6 +59,8 @@ class Split:
             self._loose.setdefault(seen.loose_question_key(), row.number)
             if self._words is not None:
                 self._words.add(row.number, sketch(seen))
+            if isinstance(example, Answered):
+                self._contexts.setdefault(key_of(example.context), row.number)
             if isinstance(example, Classified):
                 self.labels[example.label] += 1
             for other in others:
@@ -78,9 +82,12 @@ class Split:
 
     def check(self, tallies: Tallies, part: Part, *, words: bool) -> None:
         """Note the training rows that stand here as well."""
+        contexts = part["contexts"]  # of every row, or of none
         columns = part["numbers"], part["questions"], part["loose_questions"]
         for place, (number, exact, loose) in enumerate(zip(*columns, strict=True)):
             match = self.match(exact, loose, kept(part, place) if words else None)
             if match:
                 self.found += 1
                 tallies.add(f"data.{self.name}.{match[0]}", number, f"row {match[1]} of the {self.name}")
+            elif contexts and (row := self._contexts.get(contexts[place])):
+                tallies.add(f"data.{self.name}.context", number, f"row {row} of the {self.name}")

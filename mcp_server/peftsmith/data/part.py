@@ -22,6 +22,8 @@ _TYPES = {
     "questions": "Q",  # where there are splits
     "loose_questions": "Q",  # where there are splits or labels
     "classes": "Q",  # keys of labels
+    "starts": "I",  # where answers begin in their contexts, counted from 1; 0 for a question without an answer
+    "contexts": "Q",  # of questions, where there are splits
     "hashes": "I",  # sketches, see similar.py
     "sizes": "B",
     "marks": "Q",

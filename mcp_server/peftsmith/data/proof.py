@@ -11,6 +11,7 @@ import heapq
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from peftsmith.data.rendering import NoTemplate, Renderer
 from peftsmith.data.supervision import Supervision
 from peftsmith.data.templating import TemplateRefused, TemplateStopped
 from peftsmith.finding import Finding, finding
-from peftsmith.secrets import redact
+from peftsmith.secrets import redact_parts
 
 if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
@@ -253,8 +254,8 @@ def _shown(renderer: Renderer, number: int, rows: Sequence[Labelled]) -> dict[st
     texts = []
     for row in rows:
         if isinstance(row, Row):
-            for first, end in row.spans[:4]:
-                text = decode(row.ids[first:end], skip_special_tokens=False)
-                texts.append(files.clean(redact(text), _SHOWN_TEXT))
+            borders = [0, *(place for span in row.spans for place in span), len(row.ids)]
+            parts = [decode(row.ids[left:right], skip_special_tokens=False) for left, right in pairwise(borders)]
+            texts += [files.clean(text, _SHOWN_TEXT) for text in redact_parts(parts)[1::2][:4]]
     known = [row for row in rows if isinstance(row, Row)]
     return {"row": number, "tokens": sum(len(row.ids) for row in known), "trained": texts}

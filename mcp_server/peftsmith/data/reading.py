@@ -83,7 +83,8 @@ def kind_of(path: Path) -> tuple[Literal["table", "csv", "array", "lines"], byte
         )
     if path.suffix.lower() in _CSV_SUFFIXES:
         return "csv", head
-    return "array" if head.removeprefix(BOM).lstrip()[:1] == b"[" else "lines", head
+    opens = head.removeprefix(BOM).lstrip()[:1] == b"["
+    return "array" if opens and text_files.holds_array(path) else "lines", head
 
 
 def class_names(path: Path) -> dict[str, tuple[str, ...]]:

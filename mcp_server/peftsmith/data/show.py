@@ -16,7 +16,7 @@ from typing import Any, Literal
 from peftsmith import files
 from peftsmith.data import labels, proof
 from peftsmith.data.convert import as_chat, to_example
-from peftsmith.data.examples import AnyExample, Classified, Judged, Pair, Tagged
+from peftsmith.data.examples import Answered, AnyExample, Classified, Judged, Pair, Tagged
 from peftsmith.data.formats import Detected, detect
 from peftsmith.data.labels import IGNORED, Row, Settings
 from peftsmith.data.mapping import Mapping
@@ -24,7 +24,7 @@ from peftsmith.data.rendering import Renderer
 from peftsmith.data.supervision import Supervision
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, worst_first
-from peftsmith.secrets import redact
+from peftsmith.secrets import redact_parts
 
 MOST_ROWS = 200
 LONGEST_SHOWN = 20_000  # characters of one row
@@ -138,6 +138,8 @@ def settings_for(detected: Detected, loss: Loss, max_length: int | None) -> Sett
         return replace(base, trainer="kto")
     if detected.format == "token_classification":
         return replace(base, trainer="tagging", labels=tuple(detected.labels))
+    if detected.format == "question_answering":
+        return replace(base, trainer="answers", stride=(max_length or 0) // 4)
     if detected.format == "seq2seq":
         return replace(base, trainer="seq2seq", max_target_length=max_length)
     if detected.format == "text":
@@ -170,15 +172,21 @@ def _shown(
     notes = []
     if row.dropped:
         notes.append("dropped: max_length leaves nothing to learn")
+    elif len(row.ids) < row.length and settings.trainer == "answers":
+        notes.append(f"a window of {row.length} tokens")
     elif len(row.ids) < row.length:
         notes.append(f"cut from {row.length} tokens")
     if row.merged:
         notes.append("the prompt alone is tokenised otherwise than in the row")
     if isinstance(example, Judged):
         notes.append("wanted" if example.desirable else "not wanted")
+    if isinstance(example, Answered) and row.start is None:
+        notes.append("no answer here")
     if isinstance(example, Classified):
         notes.append(f"class {files.clean(example.label, 60)}")
-    pieces = [Piece(visible(redact(each.text)), each.trained) for each in _pieces(renderer, example, row, settings)]
+    cut = list(_pieces(renderer, example, row, settings))
+    texts = redact_parts([each.text for each in cut])
+    pieces = [Piece(visible(text), each.trained) for text, each in zip(texts, cut, strict=True) if text]
     trained = sum(end - first for first, end in row.spans) if row.values is None else row.trained
     return ShownRow(number, _shortened(pieces), len(row.ids), trained, row.part, "; ".join(notes))
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from peftsmith.data import labels
-from peftsmith.data.examples import AnyExample, Chat
+from peftsmith.data.examples import Answered, AnyExample, Chat
 from peftsmith.data.labels import Labelled, NoAssistantTokens, Row, Settings
 from peftsmith.data.rendering import Renderer
 from peftsmith.data.tally import Lengths, Tallies
-from peftsmith.data.tokens import lost
+from peftsmith.data.tokens import about_windows, lost
 from peftsmith.finding import Finding, finding
 
 # Marks that templates write and that mean nothing unless the vocabulary has them as one token.
@@ -40,12 +40,15 @@ class Supervision:
         self._tallies = Tallies()
         self._blank: dict[int, bool] = {}
         self._said: list[str] = []
+        self._longest_answer = 0  # of those that are too long for the plan
 
     def add(self, number: int, example: AnyExample, rows: Sequence[Labelled]) -> list[str]:
         """Look at one example's rows; the ids of what there was to say about them."""
         self._said = []
         self.rows += 1
         self.usable += 1
+        if isinstance(example, Answered):
+            return self._windows(number, example, rows)
         for row in rows:
             if isinstance(row, Row):
                 self._row(number, row)
@@ -61,6 +64,28 @@ class Supervision:
                 self._say(gone[0], number, gone[1])
         return self._said
 
+    def _windows(self, number: int, example: Answered, rows: Sequence[Labelled]) -> list[str]:
+        for id_, detail in about_windows(example, rows):
+            self._say(id_, number, detail)
+        seen = [row for row in rows if isinstance(row, Row)]
+        if not seen:
+            self.stopped_at = self.stopped_at or number
+            return self._said
+        self.kept += 1
+        self.lengths.add(seen[0].length)
+        for row in seen:
+            self.tokens += len(row.ids)
+            self.trained += row.trained
+            self._about_ids(number, row)
+        most = self._settings.max_answer_tokens
+        longest = max((row.trained for row in seen if row.start is not None), default=0)
+        if most is not None and longest > most:
+            self._longest_answer = max(self._longest_answer, longest)
+            self._say("data.answers.long", number, f"{longest} tokens, the plan allows {most}")
+        if not example.answers and not self._settings.unanswerable:
+            self._say("data.answers.unsaid", number)
+        return self._said
+
     def _say(self, id_: str, number: int, detail: str = "") -> None:
         self._said.append(id_)
         self._tallies.add(id_, number, detail)
@@ -71,7 +96,7 @@ class Supervision:
         self._tallies.add(id_, number, why)
 
     def _row(self, number: int, row: Row) -> None:
-        add, files, settings = self._say, self._renderer.files, self._settings
+        add, settings = self._say, self._settings
         trained = sum(end - first for first, end in row.spans) if row.values is None else row.trained
         self.lengths.add(row.length)
         if not row.dropped:
@@ -94,6 +119,10 @@ class Supervision:
                     add(end, number, f"the last token with loss is {last!r}")
         elif cut:
             add("data.tokens.truncated", number)
+        self._about_ids(number, row)
+
+    def _about_ids(self, number: int, row: Row) -> None:
+        add, files = self._say, self._renderer.files
         if files.bos_id is not None and row.ids[:2] == [files.bos_id] * 2:
             add("data.tokens.double_bos", number)
         if files.max_positions is not None and len(row.ids) > files.max_positions:
@@ -143,7 +172,12 @@ class Supervision:
         longer = self.suggested_max_length()
         if longer and self._settings.max_length is not None and longer > self._settings.max_length:
             cut["patch"] = {"training.max_length": longer}
-        yield from self._tallies.findings(self.rows, {"data.tokens.truncated": cut, "data.tokens.completion_cut": cut})
+        more = {"data.tokens.truncated": cut, "data.tokens.completion_cut": cut}
+        if self._longest_answer:
+            longer = -(-self._longest_answer // 10) * 10
+            more["data.answers.long"] = {"patch": {"training.max_answer_tokens": longer}}
+        more["data.answers.unsaid"] = {"patch": {"data.unanswerable": True}}
+        yield from self._tallies.findings(self.rows, more)
         yield from about_settings(self._renderer, self._settings)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,6 +52,22 @@ def filled_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
         for number, line in _lines(stream):
             if line is None or not line.isspace():
                 yield number, line
+
+
+def holds_array(path: Path) -> bool:
+    """Whether a file that begins with [ is one array of rows, and not lines of which the first is no object.
+
+    Only an array goes on behind an opening bracket or a comma; nothing stands behind a whole one.
+    """
+    lines = [line for _, line in islice(filled_lines(path), 2)]
+    if len(lines) < 2 or lines[0] is None or lines[1] is None:
+        return True
+    first, second = lines[0].strip(), lines[1].strip()
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return not second.startswith(b"{") or first.endswith((b"[", b",", b":"))
+    return False
 
 
 def json_row(number: int, line: bytes | None) -> Row:

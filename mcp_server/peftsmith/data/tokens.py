@@ -7,15 +7,28 @@ Does not know: formats and files (examine.py hands it examples with their row nu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from peftsmith.data import labels
 from peftsmith.data.content import special_token_search
-from peftsmith.data.examples import AnyExample, Chat, Classified, Judged, Message, Pair, Plain, Preference, Tagged
+from peftsmith.data.examples import (
+    Answered,
+    AnyExample,
+    Chat,
+    Classified,
+    Judged,
+    Message,
+    Pair,
+    Plain,
+    Preference,
+    Tagged,
+)
 from peftsmith.data.part import Part
 from peftsmith.data.rendering import Labelled, Renderer
 from peftsmith.data.templating import TemplateRefused, TemplateStopped
 from peftsmith.errors import PeftsmithError
+from peftsmith.secrets import redact
 
 _TRAINERS: dict[type, labels.TrainerName] = {
     Plain: "sft",
@@ -23,6 +36,7 @@ _TRAINERS: dict[type, labels.TrainerName] = {
     Judged: "kto",
     Classified: "classification",
     Tagged: "tagging",
+    Answered: "answers",
     Pair: "seq2seq",
 }
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -86,12 +100,18 @@ class TokenChecks:
             self._no_template = True
             return
         settings = labels.Settings(trainer=trainer, max_length=None, labels=self._labels)
+        if trainer == "answers":  # a long context is read in windows, as plans have them where they are silent
+            settings = replace(settings, max_length=self._max_length, stride=self._max_length // 4)
         try:
             made = labels.rows_of(self._renderer, [example for _, example in rows], settings)
         except PeftsmithError as error:
             self._refused = error
             return
         for (number, example), sequences in zip(rows, made, strict=True):
+            if isinstance(example, Answered):
+                self._windows(number, example, sequences)
+                self._about_special(number, example)
+                continue
             for row in sequences:
                 if isinstance(row, labels.Row):
                     ends = row.values is None and row.label is None
@@ -102,6 +122,15 @@ class TokenChecks:
                     self._part.token_tallies.add("data.template.refuses", number, str(row.cause))
                     break
             self._about_special(number, example)
+
+    def _windows(self, number: int, example: Answered, windows: Sequence[labels.Labelled]) -> None:
+        """Count a question with its whole context, of which nothing is cut off: it is read in windows."""
+        for id_, detail in about_windows(example, windows):
+            self._part.token_tallies.add(id_, number, detail)
+        seen = [each for each in windows if isinstance(each, labels.Row)]
+        if seen:
+            self._part["lengths"].append(seen[0].length)
+            self._part.loss_tokens += sum(each.trained for each in seen)
 
     def _row(
         self,
@@ -172,6 +201,16 @@ class TokenChecks:
         if token not in self._blank:
             self._blank[token] = not self._renderer.files.tokenizer.decode([token], skip_special_tokens=False).strip()
         return self._blank[token]
+
+
+def about_windows(example: Answered, windows: Sequence[labels.Labelled]) -> Iterator[tuple[str, str]]:
+    """(finding id, detail) for a question that no window has room for, and for an answer that no window holds."""
+    for each in windows:
+        if isinstance(each, PeftsmithError):
+            yield "data.answers.question_long", each.cause
+            return
+    if example.answers and all(isinstance(each, labels.Row) and each.start is None for each in windows):
+        yield "data.answers.lost", redact(example.answers[0])
 
 
 def lost(conversation: list[Message], text: str) -> tuple[str, str] | None:

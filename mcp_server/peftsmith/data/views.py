@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from peftsmith.data.examples import (
+    Answered,
     AnyExample,
     Chat,
     Classified,
@@ -85,6 +86,9 @@ def view(example: AnyExample) -> View:
     if isinstance(example, Tagged):
         words = " ".join(example.words)
         return View(words, " ".join(example.tags), words)
+    if isinstance(example, Answered):
+        asked = f"{example.question}\n{example.context}"
+        return View(asked, example.answers[0] if example.answers else "", asked, rest=str(example.starts))
     if isinstance(example, Pair):
         return View(example.source, example.target, f"{example.source}\n{example.target}")
     if isinstance(example, Preference):

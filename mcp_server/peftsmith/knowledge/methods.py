@@ -42,9 +42,9 @@ class Method:
     the fields without which PEFT cannot build the adapter. `merges` and `resumes` hold for a plain base, and unless an
     option of `unmerged` or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on`
     are model types that it fails on, `only_on` the only ones, `fails_quantised` those it fails on when quantised;
-    `tasks` PEFT's task types. `own_forward`: TRL's fused head does not reach its loss. `divides`,
-    `decomposes` and `twin_width` say how small a model can be (twin_head). `unsupported` is the reason why no project is generated with it, or None; `refused`
-    maps an option's name and value ("*": any) to such a reason.
+    `tasks` PEFT's task types. `own_forward`: TRL's fused head does not reach its loss. `divides`, `decomposes` and
+    `twin_width` say how small a model can be (twin_head). `unsupported` is the reason why no project is generated with
+    it, or None; `refused` maps an option's name and value ("*": any) to such a reason.
     """
 
     name: str
@@ -128,6 +128,11 @@ def supports(task_type: str, model_type: str) -> bool | None:
     if not any(model_type in types for types in models.values()):
         return None
     return model_type in models[task_type]
+
+
+def body_renamed(model_type: str) -> bool:
+    """Does this type's class for question answering call the model's body otherwise than its checkpoints do?"""
+    return model_type in _facts()["renamed_bodies"]
 
 
 def merges(known: Method, options: Mapping[str, Any]) -> bool:
@@ -286,7 +291,7 @@ def written(facts: Mapping[str, Any]) -> str:
     def line(value: Any) -> str:
         return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
-    parts = [f'"{name}": {line(facts[name])}' for name in ("peft", "transformers")]
+    parts = [f'"{name}": {line(facts[name])}' for name in ("peft", "transformers", "renamed_bodies")]
     for group in ("methods", "models"):
         inner = ",\n".join(f"{line(name)}: {line(value)}" for name, value in sorted(facts[group].items()))
         parts.append(f'"{group}": {{\n{inner}\n}}')

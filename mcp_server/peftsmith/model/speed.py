@@ -136,7 +136,7 @@ def estimate(
         "estimate": True,
         "gpu": device.name,
         "seconds": {"low": round(low), "likely": round(likely), "high": round(high)},
-        "tokens_per_second": round(trained / max(likely, 1e-9)),
+        "tokens_per_second": round(trained / max(likely - STARTING_SECONDS[1], 1e-9)),
         "flops_per_token": {name: round(value) for name, value in parts.items()},
         "optimiser_steps_at_most": round(steps) + 1,
         "assumptions": [
@@ -144,6 +144,7 @@ def estimate(
             f"rates from: {device.source}",
             f"{work.padding:.0%} of the tokens of a batch are padding",
             f"{request.gpus} device(s) that scale without loss",
+            f"{STARTING_SECONDS[2]:g} to {STARTING_SECONDS[0]:g} s until the first step, which the rate leaves out",
         ],
     }
     if device.capability < "8" and request.precision == "bf16":

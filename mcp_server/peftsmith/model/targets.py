@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -367,7 +367,10 @@ def own(
             method=method,
             experts=bool(config.get("target_parameters")),
         ),
-        findings=target_findings.judge(anatomy, config, rank, method=method),
+        findings=[
+            replace(each, message=f"{name}: {each.message}")
+            for each in target_findings.judge(anatomy, config, rank, method=method)
+        ],
     )
 
 

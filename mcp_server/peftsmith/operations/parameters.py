@@ -27,7 +27,7 @@ Rows = Annotated[str, Field(description="JSON lines, JSON, CSV, Parquet or Arrow
 # The same as plan.DataFormat, which a start without a plan must not import; a test compares the two.
 DataFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "classification",
-    "token_classification", "seq2seq",
+    "token_classification", "question_answering", "seq2seq",
 ]  # fmt: skip
 Format = Annotated[DataFormat | None, Field(description="What the rows are; worked out when left out.")]
 Columns = Annotated[

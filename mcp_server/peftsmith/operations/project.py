@@ -16,7 +16,8 @@ from peftsmith.operations.parameters import Model, Project, Result, Revision, Se
 
 def plan_finetune(
     project: Annotated[
-        str, Field(description="Folder for the project; made when missing, refused when it holds another plan.")
+        str,
+        Field(description="Folder for the project; a plan in it that was edited or generated from is not replaced."),
     ],
     model: Model,
     data: Annotated[str, Field(description="The training rows.")],

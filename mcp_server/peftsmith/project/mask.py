@@ -37,9 +37,6 @@ def prove(
     if wanted.base.trust_remote_code:
         reason = "the base model brings its own code, which the proof does not run"
         return {"state": "unknown"}, [finding("data.mask.unproven", reason, reason=reason)]
-    if wanted.task == "question_answering":
-        reason = "question answering has no fast path yet; the twin alone proves its script"
-        return {"state": "unknown"}, [finding("data.mask.unproven", reason, reason=reason)]
     opened = source.open_model(wanted.base.model, wanted.base.revision)
     seen = proof.prove(
         rows_of(project, wanted),
@@ -60,7 +57,15 @@ def settings_of(project: Path, wanted: plan.FineTunePlan) -> Settings:
         return replace(base, trainer="classification", labels=tuple(wanted.data.labels))
     if task == "token_classification":
         return replace(base, trainer="tagging", labels=tuple(wanted.data.labels))
-    if task in ("seq2seq", "question_answering"):
+    if task == "question_answering":
+        return replace(
+            base,
+            trainer="answers",
+            stride=training.stride or 0,
+            max_answer_tokens=training.max_answer_tokens,
+            unanswerable=wanted.data.unanswerable,
+        )
+    if task == "seq2seq":
         return replace(base, trainer="seq2seq", max_target_length=training.max_length)
     if task == "text":
         return base

@@ -37,7 +37,7 @@ KINDS = {
     "classification": "language",
     "sequence_classification": "classifier",
     "token_classification": "classifier",
-    "question_answering": "seq2seq",
+    "question_answering": "answers",
     "seq2seq": "seq2seq",
 }
 TITLES = {
@@ -55,12 +55,19 @@ MODEL_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
 # TRL 1.16 reads num_experts for the router's loss, which these configurations do not have.
 _WITHOUT_ROUTER_LOSS = ("granitemoe",)
 # The columns of a format that data.columns can rename.
-ROW_COLUMNS = {"token_classification": ("tokens", "tags"), "seq2seq": ("source", "target")}
+ROW_COLUMNS = {
+    "token_classification": ("tokens", "tags"),
+    "question_answering": ("question", "context", "answers"),
+    "seq2seq": ("source", "target"),
+}
+_ASKED = {"classifier": '--text "Hello"', "answers": '--question "Who came" --context "The parcel came"'}
+BODY_NAMES = {r"^model\.": "transformer."}  # as in the scripts (partials/body_names.py.j2)
 _READERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+){1,3}([a-z0-9.+]*)?")
 _BLANK_LINES = re.compile(r"\n{4,}")
@@ -100,6 +107,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         )
     _refuse_unread(data)
     first = next(iter(plan.alone().values()))
+    task, method = _task_facts(plan), _method_facts(first.method)
     return {
         # What one adapter has, all have, so that templates may ask the first.
         "plan": {**plan.model_dump(mode="json"), "data": first.data.model_dump(mode="json")},
@@ -111,18 +119,26 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
         "router_loss": lock.base.get("model_type") not in _WITHOUT_ROUTER_LOSS,
         "torch_version": requirements.torch_version(),
-        **_task_facts(plan),
-        **_method_facts(first.method),
+        "body_renamed": _body_renamed(plan, str(lock.base.get("model_type"))),
+        "reports_loading": task["kind"] == "answers"
+        or (task["labelled_head"] and method["saves_modules"] and not plan.method.full),
+        **task,
+        **method,
         **together.facts(plan),
         **_methods_facts(plan),
     }
+
+
+def _body_renamed(plan: FineTunePlan, model_type: str) -> bool:
+    """Would the Auto class not find the weights that a checkpoint has? (transformers 5.23, question answering)"""
+    return plan.task_type == "QUESTION_ANS" and methods.body_renamed(model_type)
 
 
 # Options of LoRA that leave the number of trained parameters as rank and targets imply it.
 _COUNTED = {"use_rslora", "init_lora_weights", "fan_in_fan_out", "alpha_pattern"}
 
 
-def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
+def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
     """What the twin must know of the scripts that render() writes (worker/jobs/twin.py)."""
     method = plan.method
     facts = {**_task_facts(plan), **_method_facts(method)}
@@ -132,6 +148,7 @@ def proof_facts(plan: FineTunePlan) -> dict[str, Any]:
         "model_class": facts["model_class"],
         "task_type": plan.task_type,
         "labels": plan.data.labels if facts["labelled_head"] else [],
+        "key_mapping": BODY_NAMES if _body_renamed(plan, model_type) else None,
         "result": facts["result"],
         "plain_lora": counted and not facts["eva"] and set(method.config) <= _COUNTED,
         "merges": facts["merges"],
@@ -151,7 +168,7 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
     return {
         "kind": kind,
         "task_title": TITLES[plan.task],
-        "asked": '--text "Hello"' if kind == "classifier" else '--prompt "Hello"',
+        "asked": _ASKED.get(kind, '--prompt "Hello"'),
         "label_count": len(plan.data.labels),
         "task_type": plan.task_type,
         "model_class": MODEL_CLASSES[plan.task_type],
@@ -160,6 +177,7 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
         "classification": plan.task == "classification",
         "labelled": plan.task in LABELLED,
         "labelled_head": kind == "classifier",
+        "new_head": kind in ("classifier", "answers"),
         "column": {name: f"{name.upper()}_COLUMN" for name in named},
         "column_settings": [
             {"setting": f"{name.upper()}_COLUMN", "value": plan.data.columns.get(name, name)} for name in named

@@ -83,7 +83,7 @@ def run_twin(project: Path, environment: Environment) -> Twin:
     cached = _cached(place)
     if cached is not None:
         return Twin(_findings(cached), cached, round(time.monotonic() - began, 2), True)
-    work = Path(tempfile.mkdtemp(prefix="peftsmith-twin-")).resolve()
+    work, model_type = Path(tempfile.mkdtemp(prefix="peftsmith-twin-")).resolve(), str(opened.config.get("model_type"))
     try:
         answer = client.call(
             environment,
@@ -94,9 +94,9 @@ def run_twin(project: Path, environment: Environment) -> Twin:
                 "config": opened.config,
                 "tokenizer": str(tokenizer),
                 "plan": wanted.model_dump(mode="json"),
-                "scripts": render.proof_facts(wanted),
+                "scripts": render.proof_facts(wanted, model_type),
                 "adapters": {
-                    name: {"plan": one.model_dump(mode="json"), "scripts": render.proof_facts(one)}
+                    name: {"plan": one.model_dump(mode="json"), "scripts": render.proof_facts(one, model_type)}
                     for name, one in (wanted.alone().items() if wanted.adapters else ())
                 },
                 "combines": together.combines(wanted),

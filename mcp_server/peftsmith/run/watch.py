@@ -50,7 +50,8 @@ class Seen:
     findings: list[Finding]
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.summary(), "exit_code": self.exit_code, "artefacts": self.artefacts, "log_tail": self.log_tail}
+        more = {"digest": self.run.digest, "exit_code": self.exit_code, "artefacts": self.artefacts}
+        return {**self.summary(), **more, "log_tail": self.log_tail}
 
     def summary(self) -> dict[str, Any]:
         return {

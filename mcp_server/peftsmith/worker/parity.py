@@ -31,14 +31,33 @@ def probe_ids(vocab: int) -> Any:
 def logits(model: Any, ids: Any) -> Any:
     """Float32 logits of a model in evaluation mode without gradients; (rows, length, vocabulary), or (rows, labels).
 
-    An encoder-decoder gets the same tokens to read and to write.
+    An encoder-decoder that writes gets the same tokens to read and to write. A model for question answering has two
+    logits at each place: (rows, length, start and end).
     """
     import torch
 
     model.eval()
-    extra = {"labels": ids} if model.config.is_encoder_decoder else {}
+    extra = {"labels": ids} if model.config.is_encoder_decoder and not _points(model) else {}
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra).logits.float()
+        outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra)
+    if _points(model):
+        return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).float()
+    return outputs.logits.float()
+
+
+def logits_without(model: Any, ids: Any) -> Any:
+    """The same without the adapter. PEFT cannot switch off a learnt prompt where the base does not generate; the base
+    inside has none."""
+    if model.active_peft_config.is_prompt_learning:
+        return logits(model.get_base_model(), ids)
+    with model.disable_adapter():
+        return logits(model, ids)
+
+
+def _points(model: Any) -> bool:
+    """Does the model say where an answer starts and ends?"""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "ForQuestionAnswering" in type(inner).__name__
 
 
 def vocabulary(model: Any) -> int:
@@ -56,22 +75,40 @@ def difference(left: Any, right: Any) -> float:
 
 @dataclass(frozen=True)
 class Loader:
-    """How the scripts load a model: the Auto class, and the labels of its head (empty where it has none)."""
+    """How the scripts load a model: the Auto class, the labels of its head (empty where it has none), and other names
+    for a checkpoint's weights where the class needs them."""
 
     model_class: str = "AutoModelForCausalLM"
     labels: tuple[str, ...] = ()
+    key_mapping: dict[str, str] | None = None
+
+    @property
+    def points(self) -> bool:
+        """Whether the model says where an answer starts and ends."""
+        return self.model_class == "AutoModelForQuestionAnswering"
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the base lacks the head, so that it is trained whole."""
+        return bool(self.labels) or self.points
+
+    def whole(self, folder: Path, **options: Any) -> Any:
+        """from_pretrained as the scripts call it."""
+        import transformers
+
+        if self.key_mapping:
+            options["key_mapping"] = self.key_mapping
+        return getattr(transformers, self.model_class).from_pretrained(folder, **options)
 
     def load(self, folder: Path, dtype: Any, quantization: Any = None, *, as_it_is: bool = False) -> Any:
         """A fresh model from `folder`, its weights rounded to `dtype` (and quantised), then computed in float32.
 
         `as_it_is` leaves them in `dtype`: an adapter that starts by changing its base must meet it as in training.
         """
-        import transformers
-
         options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
         if self.labels:
             options |= {"num_labels": len(self.labels)}
-        model = getattr(transformers, self.model_class).from_pretrained(folder, dtype=dtype, **options)
+        model = self.whole(folder, dtype=dtype, **options)
         return model if as_it_is else in_float32(model)
 
 

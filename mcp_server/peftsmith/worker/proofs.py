@@ -50,7 +50,7 @@ def saved_tensors(folder: Path, model: Any, wanted: Wanted) -> dict[str, Any]:
         raise Disproved(f"{folder.name} holds no tensor")
     if not wanted.full:
         foreign = sorted(names - set(peft.get_peft_model_state_dict(model)))
-        if wanted.plain_lora and not wanted.loader.labels:
+        if wanted.plain_lora and not wanted.loader.new_head:
             foreign += sorted(name for name in names if ".lora_" not in name)
         if foreign:
             raise Disproved(f"{folder.name} holds tensors that are not the adapter's", foreign=foreign[:5])
@@ -116,11 +116,10 @@ def trainable(model: Any, base: Path, result: Path, wanted: Wanted) -> dict[str,
 def merged_as_adapter(base: Path, adapter: Path, merged: Path, wanted: Wanted) -> dict[str, Any]:
     """Evidence that the merged model says what base and adapter say together, for an adapter that changes much."""
     import torch
-    import transformers
 
     if not list(merged.glob("*.safetensors")):
         raise Disproved("merge.py left no safetensors file", found=sorted(each.name for each in merged.glob("*")))
-    result = getattr(transformers, wanted.loader.model_class).from_pretrained(merged)
+    result = wanted.loader.whole(merged)
     dtype = result.dtype
     plain = wanted.loader.load(base, dtype)
     ids = parity.probe_ids(parity.vocabulary(plain))

@@ -40,8 +40,9 @@ def build(
 ) -> dict[str, Any]:
     """Write a loadable twin of the model that `config` (config.json as a dict) describes into `folder`.
 
-    `model_class` is the Auto class that the scripts load it with; a base for classification gets no head, since the
-    real one has none that fits. `head` is the dimension of an attention head; every width is a multiple of it.
+    `model_class` is the Auto class that the scripts load it with; a base for classification or question answering
+    gets no head, since the real one has none that fits (for answers that of a language model, with its names).
+    `head` is the dimension of an attention head; every width is a multiple of it.
     Tokenizer, chat template and generation settings are the real ones, byte for byte. Returns what was built:
     architecture, parameters, layers, hidden, intermediate, heads, kv_heads, vocab, dtype, and `changed` (what could
     not stay as it is). Raises what transformers raises for a configuration that it does not know.
@@ -60,8 +61,8 @@ def build(
     cut_down(loaded, head)
     transformers.set_seed(seed)
     dtype = loaded.dtype if isinstance(loaded.dtype, torch.dtype) else torch.float32
-    headless = model_class in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")
-    model = getattr(transformers, "AutoModel" if headless else model_class).from_config(loaded, dtype=dtype)
+    written = _written_with(model_class, loaded)
+    model = getattr(transformers, written).from_config(loaded, dtype=dtype)
     model.save_pretrained(folder)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
@@ -80,6 +81,19 @@ def build(
         "dtype": str(dtype).removeprefix("torch."),
         "changed": changed,
     }
+
+
+def _written_with(model_class: str, config: Any) -> str:
+    """The Auto class whose checkpoint the scripts meet: never one with the head that they are about to train."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+    if model_class == "AutoModelForQuestionAnswering":
+        if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+            return "AutoModelForSeq2SeqLM"
+        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return "AutoModelForCausalLM"
+    heads = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
+    return "AutoModel" if model_class in heads else model_class
 
 
 def cut_down(config: Any, head: int = HEAD) -> None:

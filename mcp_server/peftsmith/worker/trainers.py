@@ -78,6 +78,43 @@ def _tagging(tokenizer: Any, case: dict[str, Any], output: str) -> Any:
     return _trainer(model, tokenizer, case, output, tokenize, collator)
 
 
+def _answers(tokenizer: Any, case: dict[str, Any], output: str) -> Any:
+    """Preprocessing of the generated scripts: windows of run_qa.py, without its slip at a window's last word."""
+    from transformers import DataCollatorWithPadding, LlamaForQuestionAnswering
+
+    def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
+        made = tokenizer(
+            rows["question"],
+            rows["context"],
+            truncation="only_second" if case["options"]["max_length"] else False,
+            max_length=case["options"]["max_length"],
+            stride=case["options"]["stride"],
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        firsts, lasts = [], []
+        for window, row in enumerate(made["overflow_to_sample_mapping"]):
+            ids, offsets = made["input_ids"][window], made["offset_mapping"][window]
+            first = last = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+            if rows["answers"][row]:
+                text, start = rows["answers"][row][0], rows["starts"][row][0]
+                start, end = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
+                places = [place for place, owner in enumerate(made.sequence_ids(window)) if owner == 1]
+                inside = [place for place in places if offsets[place][1] > start and offsets[place][0] < end]
+                if inside and offsets[places[0]][0] <= start and offsets[places[-1]][1] >= end:
+                    first, last = inside[0], inside[-1]
+            firsts.append(first)
+            lasts.append(last)
+        ids, mask = made["input_ids"], made["attention_mask"]
+        return {"input_ids": ids, "attention_mask": mask, "start_positions": firsts, "end_positions": lasts}
+
+    _need_padding(tokenizer)
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    model = LlamaForQuestionAnswering(_config(tokenizer))
+    collator = DataCollatorWithPadding(tokenizer, **_multiple(case))
+    return _trainer(model, tokenizer, case, output, tokenize, collator, batched=True)
+
+
 def _seq2seq(tokenizer: Any, case: dict[str, Any], output: str) -> Any:
     """Preprocessing of transformers' own run_summarization.py."""
     from transformers import (
@@ -110,14 +147,23 @@ def _seq2seq(tokenizer: Any, case: dict[str, Any], output: str) -> Any:
     )
 
 
-def _trainer(model: Any, tokenizer: Any, case: dict[str, Any], output: str, tokenize: Any, collator: Any) -> Any:
+def _trainer(
+    model: Any,
+    tokenizer: Any,
+    case: dict[str, Any],
+    output: str,
+    tokenize: Any,
+    collator: Any,
+    *,
+    batched: bool = False,
+) -> Any:
     from transformers import Trainer, TrainingArguments
 
     rows = _dataset(case["rows"])
     return Trainer(
         model=model,
         args=TrainingArguments(**_common(output, case)),
-        train_dataset=rows.map(tokenize, remove_columns=rows.column_names),
+        train_dataset=rows.map(tokenize, batched=batched, remove_columns=rows.column_names),
         data_collator=collator,
         processing_class=tokenizer,
     )
@@ -129,6 +175,7 @@ TRAINERS: dict[str, Callable[[Any, dict[str, Any], str], Any]] = {
     "kto": _kto,
     "classification": _classification,
     "tagging": _tagging,
+    "answers": _answers,
     "seq2seq": _seq2seq,
 }
 

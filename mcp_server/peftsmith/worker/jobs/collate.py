@@ -20,7 +20,10 @@ from peftsmith.worker.child import Report
 # A template that allocates without end must not take the machine down: this much above what the libraries hold.
 ROOM_BYTES = 4 << 30
 LEAK = 1e-3  # relative change of a hidden state, far above rounding
-_BATCHED = ("input_ids", "labels", "attention_mask", "position_ids", "completion_mask", "label")
+_BATCHED = (
+    "input_ids", "labels", "attention_mask", "position_ids", "completion_mask", "label", "start_positions",
+    "end_positions",
+)  # fmt: skip
 
 
 def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:

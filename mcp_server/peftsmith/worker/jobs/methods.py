@@ -22,7 +22,8 @@ _PLAIN: dict[Any, str] = {int: "int", float: "float", str: "str", bool: "bool", 
 
 def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     """All methods of the installed PEFT: {"peft": version, "methods": {PeftType: see `method`}}, and which model types
-    the installed transformers has a class for: {"transformers": version, "models": {task type: [model types]}}.
+    the installed transformers has a class for: {"transformers": version, "models": {task type: [model types]},
+    "renamed_bodies": see `renamed_bodies`}.
 
     With arguments["configs"] (a list of {peft_type, options}) these are built as well, and "faults" says for each what
     PEFT raises, or None.
@@ -38,6 +39,7 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "methods": found,
         "models": models_by_task(),
+        "renamed_bodies": renamed_bodies(),
         "faults": faults,
     }
 
@@ -175,3 +177,20 @@ def models_by_task() -> dict[str, list[str]]:
         "QUESTION_ANS": auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     }
     return {task: sorted(names) for task, names in mappings.items()}
+
+
+def renamed_bodies() -> list[str]:
+    """Model types whose class for question answering calls the body "transformer", which checkpoints call "model".
+
+    from_pretrained then finds no weight of the body, and starts it at random, unless key_mapping tells it so.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    found = []
+    for model_type, name in auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.items():
+        head, body = getattr(transformers, name), auto.MODEL_MAPPING_NAMES.get(model_type)
+        known = getattr(transformers, body) if isinstance(body, str) else head
+        if (known.base_model_prefix, head.base_model_prefix) == ("model", "transformer"):
+            found.append(model_type)
+    return sorted(found)

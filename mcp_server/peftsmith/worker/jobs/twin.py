@@ -40,8 +40,8 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
 
     arguments: project and work (folders; work is the caller's to remove), config (config.json as a dict), tokenizer
     (folder with the real tokenizer files), plan (as plain data), scripts (model_class, task_type, result, labels,
-    plain_lora, merges, resumes, head), seed. Returns checks, phases in seconds, model (what the twin is) and swapped
-    (what the processor does otherwise than the plan says).
+    key_mapping, plain_lora, merges, resumes, head), seed. Returns checks, phases in seconds, model (what the twin is)
+    and swapped (what the processor does otherwise than the plan says).
     """
     return prove(arguments, report, _stages)
 
@@ -51,7 +51,7 @@ def prove(arguments: dict[str, Any], report: Report, stages: Stages) -> dict[str
     project, work = Path(arguments["project"]), Path(arguments["work"])
     stated = dict(arguments["scripts"])
     head = int(stated.pop("head"))
-    loader = parity.Loader(stated.pop("model_class"), tuple(stated.pop("labels")))
+    loader = parity.Loader(stated.pop("model_class"), tuple(stated.pop("labels")), stated.pop("key_mapping"))
     wanted, book = proofs.Wanted(plan=arguments["plan"], loader=loader, **stated), Book(report)
     _keep_inside(work)
     before = scripts.listing(project)
@@ -221,8 +221,7 @@ def reloaded(memory: Any, base: Path, result: Path, wanted: proofs.Wanted) -> di
         effect = parity.difference(expected, parity.logits(wanted.loader.load(base, dtype), ids))
         fresh = wanted.loader.load(result, dtype)
     else:
-        with memory.disable_adapter():
-            effect = parity.difference(expected, parity.logits(memory, ids))
+        effect = parity.difference(expected, parity.logits_without(memory, ids))
         fresh = parity.load_adapter(wanted.loader.load(base, dtype, quantization, as_it_is=True), result)
     actual = parity.difference(expected, parity.logits(fresh, ids))
     seen = {"largest_difference": actual, "adapter_effect": effect, "dtype": proofs.name_of(dtype)}
@@ -277,7 +276,13 @@ def evaluated(project: Path, given: list[str], output: Path) -> dict[str, Any]:
 
 
 def _generate(project: Path, common: list[str], wanted: proofs.Wanted) -> dict[str, Any]:
-    """infer.py's answer: text, or for a classifier the label (one of the plan's), or a tag for every word."""
+    """infer.py's answer: text, a part of the context, or for a classifier a label of the plan's, or one a word."""
+    if wanted.loader.points:
+        context = "The parcel never came, and the money was taken twice."
+        answer = scripts.run_main(project, "infer", [*common, "--question", "What was taken?", "--context", context])
+        if not isinstance(answer, str) or answer not in context:
+            raise Disproved("infer.py's main() did not return a part of the context", returned=str(answer)[:100])
+        return {"characters": len(answer)}
     if not wanted.loader.labels:
         argv = [*common, "--prompt", "Hello, who are you?", "--max-new-tokens", "4"]
         answer = scripts.run_main(project, "infer", argv)

@@ -23,6 +23,7 @@ from peftsmith.worker.jobs import twin
 from peftsmith.worker.jobs.twin import STEPS, Place
 
 WEIGHTS = (0.75, -0.5)  # of the first two adapters when they are combined: not alike, and one of them subtracts
+_OF_LOADER = ("head", "model_class", "labels", "key_mapping")  # of the twin itself, the same for all adapters
 
 
 def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def _wanted(one: dict[str, Any], loader: parity.Loader) -> proofs.Wanted:
-    stated = {name: value for name, value in one["scripts"].items() if name not in ("head", "model_class", "labels")}
+    stated = {name: value for name, value in one["scripts"].items() if name not in _OF_LOADER}
     return proofs.Wanted(plan=one["plan"], loader=loader, **stated)
 
 
@@ -158,8 +159,6 @@ def _peft_types(wanted: dict[str, proofs.Wanted]) -> int:
 
 def _mixed(place: Place, adapters: list[Path], wanted: proofs.Wanted) -> dict[str, Any]:
     """Evidence that infer.py has adapters of several types in use at a time, and that merge.py merges what it says."""
-    import transformers
-
     infer = scripts.load(place.project, "infer")
     model = parity.in_float32(infer.load_adapters(str(place.base), adapters[0].parent))
     ids = parity.probe_ids(parity.vocabulary(model.base_model.model))
@@ -171,7 +170,7 @@ def _mixed(place: Place, adapters: list[Path], wanted: proofs.Wanted) -> dict[st
         every = parity.logits(model, ids)
     effect = min(parity.difference(every, base), parity.difference(every, one))
     merged = _merge(place, place.work / "merge" / "both", adapters)
-    result = getattr(transformers, wanted.loader.model_class).from_pretrained(merged)
+    result = wanted.loader.whole(merged)
     dtype = proofs.name_of(result.dtype)
     actual = parity.difference(parity.logits(parity.in_float32(result), ids), every)
     seen = {"largest_difference": actual, "effect": effect, "dtype": dtype}
@@ -224,8 +223,6 @@ def _merge(place: Place, output: Path, adapters: list[Path], *more: str) -> Path
 
 def _combined(place: Place, adapters: list[Path], wanted: proofs.Wanted) -> dict[str, Any]:
     """Evidence that an exact combination is the weighted sum of both changes, added up here without PEFT's own sum."""
-    import transformers
-
     weights = [str(each) for each in WEIGHTS]
     output = place.work / "merge" / "both"
     merged = _merge(place, output, adapters, "--weights", *weights, "--combination", "cat")
@@ -246,7 +243,7 @@ def _combined(place: Place, adapters: list[Path], wanted: proofs.Wanted) -> dict
         }
     )
     expected = parity.logits(plain, ids)
-    result = getattr(transformers, wanted.loader.model_class).from_pretrained(merged)
+    result = wanted.loader.whole(merged)
     dtype = proofs.name_of(result.dtype)
     actual = parity.difference(parity.logits(parity.in_float32(result), ids), expected)
     kept = parity.load_adapter(wanted.loader.load(place.base, "auto"), output / "combined")
