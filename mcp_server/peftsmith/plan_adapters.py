@@ -1,6 +1,6 @@
-"""Several adapters on one base: the part of a plan that names them.
+"""Several data sets in one plan: an adapter for each, or one adapter for the mixture of all.
 
-Knows: the fields of `adapters`, which names PEFT and a folder both take.
+Knows: the fields of `adapters` and `mixture`, which names PEFT and a folder both take.
 Does not know: the rest of a plan (plan.py), or whether adapters can share a base (project/together.py).
 """
 
@@ -30,3 +30,16 @@ class Adapter(Part):
     test: ShortText | None = None
     system_prompt: Text | None = None
     method: Method | None = None
+
+
+class Share(Part):
+    """One of several data sets that one adapter learns from.
+
+    `weight` is its share of the rows that are drawn, in proportion to the other weights, until every row of every set
+    has been drawn; small sets are repeated. Without weights each row is taken once.
+    """
+
+    train: ShortText
+    eval: ShortText | None = None
+    test: ShortText | None = None
+    weight: Annotated[float, Field(gt=0, le=1000)] | None = None

@@ -41,6 +41,16 @@ def document(model: Path | str, **changes: Any) -> dict[str, Any]:
     return made
 
 
+def mixture(*weights: float | None) -> dict[str, Any]:
+    """The same rows for one adapter, with a weight for each set if any."""
+    parts: dict[str, Any] = {
+        name: {"train": f"data/{name}/train.jsonl", "test": f"data/{name}/test.jsonl"} for name in ANSWERS
+    }
+    for part, weight in zip(parts.values(), weights or [None] * len(parts), strict=True):
+        part |= {} if weight is None else {"weight": weight}
+    return parts
+
+
 def with_methods(model: Path | str, *methods: dict[str, Any] | None, **changes: Any) -> dict[str, Any]:
     """The document with a method of its own for each adapter (None: the plan's)."""
     made = document(model, **changes)

@@ -48,7 +48,7 @@ def test_each_adapter_is_a_plan_of_its_own():
 WRONG = {
     "its own files": {"data": {"format": "prompt_completion", "train": "data/train.jsonl"}},
     "data.train is missing": {"adapters": {}},
-    "two or more": {"adapters": {"billing": {"train": "a.jsonl"}}},
+    "two data sets or more": {"adapters": {"billing": {"train": "a.jsonl"}}},
     "cannot be called": {"adapters": {"combined": {"train": "a.jsonl"}, "other": {"train": "b.jsonl"}}},
     "pattern": {"adapters": {"../up": {"train": "a.jsonl"}, "other": {"train": "b.jsonl"}}},
     "own test or none": {"adapters": {"one": {"train": "a.jsonl", "test": "t.jsonl"}, "other": {"train": "b.jsonl"}}},
@@ -123,6 +123,8 @@ PROJECTS = {
             name: {"train": f"data/{name}/train.jsonl", "eval": f"data/{name}/test.jsonl"} for name in several.ANSWERS
         },
     },
+    "mixture": {"adapters": {}, "mixture": several.mixture()},
+    "weighted mixture": {"adapters": {}, "mixture": several.mixture(0.5, 1.5)},
     "quantised": {"method": {"quantization": {"bits": 4}}},
     "prompt learning": {
         "method": {"peft_type": "PROMPT_TUNING", "rank": None, "alpha": None, "config": {"num_virtual_tokens": 4}}
@@ -237,6 +239,34 @@ def test_an_adapter_is_the_same_whether_trained_alone_or_after_another(training_
     assert weights[0] == weights[1]
     lines = (tmp_path / "both" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["adapter"] for line in lines} == {"billing", "delivery"}
+
+
+def test_a_mixture_is_one_plan_with_a_mask_proof_for_each_part(tmp_path, tiny_model):
+    project = tmp_path / "project"
+    several.make(project, several.document(tiny_model, adapters={}, mixture=several.mixture()))
+    wanted = plan.load(project)
+    assert list(wanted.splits()) == ["billing.train", "billing.test", "delivery.train", "delivery.test"]
+    assert set(mask.prove_all(project, wanted, None)[0]) == {"mask.billing", "mask.delivery"}
+    with pytest.raises(PeftsmithError, match="one of the two"):
+        plan.validate(several.document("m", mixture=several.mixture()))
+    with pytest.raises(PeftsmithError, match="own weight or none"):
+        plan.validate(several.document("m", adapters={}, mixture=several.mixture(1.0, None)))
+
+
+@pytest.mark.training
+def test_a_mixture_is_drawn_by_its_weights_and_proven(environment, tmp_path, tiny_model):
+    project = tmp_path / "project"
+    several.make(project, several.document(tiny_model, adapters={}, mixture=several.mixture(1.0, 3.0)))
+    count = "import train; rows = train.mixed_examples(None); "
+    count += "print(sum('billing' in str(each) for each in rows), len(rows))"
+    argv = [environment.interpreter, "-c", count]
+    done = subprocess.run(argv, cwd=project, check=True, capture_output=True, encoding="utf-8")
+    billing, rows = map(int, done.stdout.split()[-2:])
+    assert 16 <= billing < rows - billing  # every row of the rarer set at least once
+    assert 0.15 < billing / rows < 0.35
+    verdict = twin.run_twin(project, environment)
+    assert errors(verdict.findings) == set()
+    assert all(proof["ok"] for proof in verdict.seen["proofs"])
 
 
 def test_what_is_said_of_sharing_a_base_is_known_of_every_method():

@@ -34,7 +34,7 @@ class Wish:
     """What the user said: base model, rows, and what is to be done differently from the recommendation.
 
     `others` are the rows of further tasks by name, `other_tests` their test rows: each becomes an adapter of its own
-    beside that of `data`. `task` None: by rows and base. `gpu` is a name of the catalogue; without it this
+    beside that of `data`, or all become one (intent.mix). `task` None: by rows and base. `gpu` is a name of the catalogue; without it this
     machine's device counts.
     """
 
@@ -91,7 +91,9 @@ def plan_of(
                 "unanswerable": advice.facts["unanswered"],
             },
             "method": advice.method,
-            "adapters": {name: _places(name, train, test) for name, (train, test) in wish.tasks().items()},
+            "mixture" if intent.mix else "adapters": {
+                name: _places(name, train, test) for name, (train, test) in wish.tasks().items()
+            },
             "training": advice.training,
             "serving": intent.serving,
         }

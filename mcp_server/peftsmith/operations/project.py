@@ -28,6 +28,7 @@ def plan_finetune(
         Field(description="Rows of further tasks for this base, by name: each gets an adapter of its own."),
     ] = None,
     other_tests: Annotated[dict[str, str] | None, Field(description="Rows kept for their tests, by name.")] = None,
+    mix: Annotated[bool, Field(description="One adapter for all tasks together, instead of one each.")] = False,
     revision: Revision = None,
     task: Annotated[Task | None, Field(description="By rows and base when left out.")] = None,
     method: Annotated[
@@ -72,6 +73,7 @@ def plan_finetune(
         adapters=adapters,
         reason=reason,
         config=config or {},
+        mix=mix,
     )
     wish = planner.Wish(
         model=model,

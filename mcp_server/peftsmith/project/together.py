@@ -26,10 +26,12 @@ UNCOMBINED = ("use_rslora", "use_dora", "lora_bias", "target_parameters", "modul
 
 def facts(plan: FineTunePlan) -> dict[str, Any]:
     """What the templates ask about the adapters of a plan; for a plan of one, that there are none."""
-    alone = plan.alone() if plan.adapters else {}
+    alone = plan.alone() if plan.adapters or plan.mixture else {}
     prompts = {name: each.system_prompt for name, each in plan.adapters.items() if each.system_prompt is not None}
     found: dict[str, Any] = {
-        "adapters": list(alone),
+        "adapters": list(plan.adapters),
+        "mixture": list(plan.mixture),
+        "weights": {name: each.weight for name, each in plan.mixture.items() if each.weight is not None},
         "own_prompts": bool(prompts),
         "system_prompts": prompts,
         "prompt_name": "system_prompt" if prompts else "SYSTEM_PROMPT",
@@ -75,11 +77,12 @@ def each_alone(plan: FineTunePlan, look: Callable[[FineTunePlan], list[Finding]]
 
 def judge(plan: FineTunePlan) -> Iterator[Finding]:
     """What stands against these adapters sharing one base (nothing for a plan of one)."""
+    several = "adapters" if plan.adapters else "data sets"
+    if (plan.adapters or plan.mixture) and plan.task not in TASKS:
+        message = f"Several {several} in one project are for {', '.join(TASKS)}; not for {plan.task}."
+        yield finding("plan.adapters.task", message, task=plan.task)
     if not plan.adapters:
         return
-    if plan.task not in TASKS:
-        message = f"Several adapters in one project are for {', '.join(TASKS)}; not for {plan.task}."
-        yield finding("plan.adapters.task", message, task=plan.task)
     chosen = {name: one.method for name, one in plan.alone().items()}
     types = sorted({each.peft_type for each in chosen.values()})
     alone = [each for each in types if each == methods.FULL or not methods.method(each).shares]
