@@ -33,6 +33,7 @@ DataFormat = Literal[
     "token_classification", "question_answering", "seq2seq",
 ]  # fmt: skip
 _OPEN = ("method.config", "data.columns", "data.roles")  # mappings whose keys are not the plan's own names
+Packing = Literal["none", "bfd", "bfd_split", "wrapped"]
 ServingTarget = Literal["transformers", "vllm", "sglang", "llama.cpp", "ollama"]
 
 
@@ -51,8 +52,9 @@ class Base(Part):
 
 
 class Data(Part):
-    """Where the rows are (paths relative to the project) and how to read them. With `adapters` or `mixture` the files stand there.
+    """Where the rows are (paths relative to the project) and how to read them.
 
+    With `adapters` or `mixture` the files stand there.
     `unanswerable`: a question may have no answer in its context, so that no answer is an answer too.
     """
 
@@ -76,6 +78,12 @@ class Training(Part):
     `loss_on`: the last answer, or every turn of the assistant's (which the chat template must mark). `chat_template`
     (a .jinja file in the project) and `pad_token` replace the tokenizer's own. Question answering reads a long context
     in windows of max_length that share `stride` tokens, and gives answers of at most `max_answer_tokens`.
+
+    `packing`: rows share sequences of max_length, so that nothing is padding: bfd keeps each row whole (a longer one is
+    cut), bfd_split cuts longer rows into several, wrapped lays texts end to end. batch_size then counts sequences.
+    `loss_path`: fused is the trainer's own, in tiles of the vocabulary; labelled works out logits at the learnt
+    positions only, and holds them. `attention`: auto is transformers' choice. `eval_steps`: null means at each save.
+    `patience`: stop after so many evaluations without a gain of `threshold`, and keep the best; null means never.
     """
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
@@ -95,10 +103,27 @@ class Training(Part):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     gradient_checkpointing: bool = True
+    packing: Packing = "none"
     group_by_length: bool = True
+    loss_path: Literal["fused", "labelled"] = "fused"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
+    compile: bool = False
+    dataloader_workers: Annotated[int, Field(ge=0, le=64)] = 0
     logging_steps: Annotated[int, Field(ge=1)] = 10
     save_steps: Annotated[int, Field(ge=1)] = 200
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    patience: Annotated[int, Field(ge=1, le=1000)] | None = None
+    threshold: Annotated[float, Field(ge=0)] = 0.0
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+
+    @model_validator(mode="after")
+    def _best_is_a_checkpoint(self) -> Training:
+        """The trainer can only go back to a checkpoint that was evaluated."""
+        if self.patience is not None and self.eval_steps not in (None, self.save_steps):
+            raise ValueError("with patience each evaluation is also a checkpoint: eval_steps must be left out")
+        if self.threshold and self.patience is None:
+            raise ValueError("threshold is the gain that patience waits for: it needs patience")
+        return self
 
 
 class FineTunePlan(Part):
@@ -118,16 +143,19 @@ class FineTunePlan(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _checkpointing_where_it_works(cls, document: Any) -> Any:
-        """Where the method cannot train with checkpointing, silence means false and not the general default."""
-        try:
-            known = methods.method(document["method"]["peft_type"])
-            training = document.get("training", {})
-        except (PeftsmithError, KeyError, TypeError, AttributeError):
+    def _silence(cls, document: Any) -> Any:
+        """What silence means where the general default would not work, or would have no effect."""
+        training = document.get("training", {}) if isinstance(document, Mapping) else None
+        if not isinstance(training, Mapping):
             return document
-        if known.checkpointing or not isinstance(training, dict) or "gradient_checkpointing" in training:
-            return document
-        return {**document, "training": {**training, "gradient_checkpointing": False}}
+        implied: dict[str, Any] = {}
+        if document.get("task") == "continued_pretraining":
+            implied["packing"] = "wrapped"
+        if training.get("packing", implied.get("packing", "none")) != "none":
+            implied["group_by_length"] = False
+        if not _can_checkpoint(document.get("method")):
+            implied["gradient_checkpointing"] = False
+        return {**document, "training": {**implied, **training}}
 
     @model_validator(mode="before")
     @classmethod
@@ -157,8 +185,13 @@ class FineTunePlan(Part):
             raise ValueError(f"stride, max_answer_tokens and unanswerable are not for task {self.task}")
         if self.training.stride is not None and self.training.stride * 2 > self.training.max_length:
             raise ValueError("training.stride must be at most half of training.max_length: windows would hardly move")
-        if self.training.pad_token and self.task_type != "CAUSAL_LM":
-            raise ValueError(f"training.pad_token is for language models, not for task {self.task}")
+        if self.task_type != "CAUSAL_LM":
+            chosen = {"pad_token": None, "packing": "none", "loss_path": "fused"}
+            odd = [name for name, usual in chosen.items() if getattr(self.training, name) != usual]
+            if odd:
+                raise ValueError(f"training.{odd[0]} is for language models, not for task {self.task}")
+        if self.training.patience is not None and self.data.eval is None:
+            raise ValueError("training.patience needs rows to evaluate: data.eval")
         return self
 
     @model_validator(mode="after")
@@ -344,6 +377,14 @@ def flatten(plan: FineTunePlan) -> dict[str, Any]:
 
     walk(plan.model_dump(mode="json"), "")
     return flat
+
+
+def _can_checkpoint(method: Any) -> bool:
+    """Whether a document's method trains with checkpointing; a document that is wrong is refused elsewhere."""
+    try:
+        return methods.method(method["peft_type"]).checkpointing
+    except (PeftsmithError, KeyError, TypeError, AttributeError):
+        return True
 
 
 def _plan_file(path: Path) -> Path:

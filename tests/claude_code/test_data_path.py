@@ -1,4 +1,4 @@
-"""From raw rows with faults to a proven project by the data tools, in the real client: audit, prepare, proof, fix, twin."""
+"""From faulty rows to a proven project by the data tools, in the real client: audit, prepare, proof, fix, twin."""
 
 from __future__ import annotations
 

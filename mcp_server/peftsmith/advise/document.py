@@ -34,8 +34,8 @@ class Wish:
     """What the user said: base model, rows, and what is to be done differently from the recommendation.
 
     `others` are the rows of further tasks by name, `other_tests` their test rows: each becomes an adapter of its own
-    beside that of `data`, or all become one (intent.mix). `task` None: by rows and base. `gpu` is a name of the catalogue; without it this
-    machine's device counts.
+    beside that of `data`, or all become one (intent.mix). `task` None: by rows and base. `gpu` is a name of the
+    catalogue; without it this machine's device counts.
     """
 
     model: str

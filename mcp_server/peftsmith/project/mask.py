@@ -52,7 +52,11 @@ def prove(
 def settings_of(project: Path, wanted: plan.FineTunePlan) -> Settings:
     """What train.py asks of its trainer. Raises PeftsmithError when the plan's chat template is not in the project."""
     training, task = wanted.training, wanted.task
-    base = Settings(max_length=training.max_length, pad_token=training.pad_token)
+    packing = training.packing != "none"
+    strategy = training.packing if training.packing != "none" else "bfd"
+    base = Settings(
+        max_length=training.max_length, pad_token=training.pad_token, packing=packing, packing_strategy=strategy
+    )
     if task == "sequence_classification":
         return replace(base, trainer="classification", labels=tuple(wanted.data.labels))
     if task == "token_classification":
@@ -67,10 +71,8 @@ def settings_of(project: Path, wanted: plan.FineTunePlan) -> Settings:
         )
     if task == "seq2seq":
         return replace(base, trainer="seq2seq", max_target_length=training.max_length)
-    if task == "text":
+    if task in ("text", "continued_pretraining"):
         return base
-    if task == "continued_pretraining":
-        return replace(base, packing=True, packing_strategy="wrapped")
     every = training.loss_on == "assistant"
     template = files.read_text(project / training.chat_template, largest=1 << 20) if training.chat_template else None
     return replace(base, completion_only_loss=not every, assistant_only_loss=every, template=template)

@@ -59,7 +59,10 @@ MODEL_CLASSES = {
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
 # TRL 1.16 reads num_experts for the router's loss, which these configurations do not have.
-_WITHOUT_ROUTER_LOSS = ("granitemoe",)
+_WITHOUT_ROUTER_LOSS = ("granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "llama4", "llama4_text",
+                        "deepseek_v4")  # fmt: skip
+# Here TRL's fused head takes the whole model for its body; the model's own loss works.
+_OWN_LOSS = ("llama4", "llama4_text")
 # The columns of a format that data.columns can rename.
 ROW_COLUMNS = {
     "token_classification": ("tokens", "tags"),
@@ -108,6 +111,8 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
     _refuse_unread(data)
     first = next(iter(plan.alone().values()))
     task, method = _task_facts(plan), _method_facts(first.method)
+    own_forward = method["own_forward"] or lock.base.get("model_type") in _OWN_LOSS
+    trains_whole = task["labelled_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
         # What one adapter has, all have, so that templates may ask the first.
         "plan": {**plan.model_dump(mode="json"), "data": first.data.model_dump(mode="json")},
@@ -122,10 +127,14 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "body_renamed": _body_renamed(plan, str(lock.base.get("model_type"))),
         "reports_loading": task["kind"] == "answers"
         or (task["labelled_head"] and method["saves_modules"] and not plan.method.full),
+        # Only LoRA's merge in PEFT can unload a module that was trained whole and has parts.
+        "unwraps": method["saves_modules"] and trains_whole and not method["lora"],
         **task,
         **method,
         **together.facts(plan),
         **_methods_facts(plan),
+        "own_forward": own_forward,
+        **_step_facts(plan, own_forward),
     }
 
 
@@ -134,26 +143,31 @@ def _body_renamed(plan: FineTunePlan, model_type: str) -> bool:
     return plan.task_type == "QUESTION_ANS" and methods.body_renamed(model_type)
 
 
-# Options of LoRA that leave the number of trained parameters as rank and targets imply it.
+# Options of LoRA that leave the number of trained parameters as rank and targets imply it, but for two starts: EVA
+# moves ranks between layers, MiCA trains one of the two matrices.
 _COUNTED = {"use_rslora", "init_lora_weights", "fan_in_fan_out", "alpha_pattern"}
+_NOT_COUNTED = ("eva", "mica")
 
 
 def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
     """What the twin must know of the scripts that render() writes (worker/jobs/twin.py)."""
     method = plan.method
     facts = {**_task_facts(plan), **_method_facts(method)}
-    heads = [_head(one.method) for one in plan.alone().values()]
+    every = [one.method for one in plan.alone().values()]
+    layers = [needed for each in every if (needed := methods.twin_layers(each.options())) is not None]
     counted = method.peft_type == "LORA" and bool(method.rank and method.target_modules)
+    counted = counted and method.config.get("init_lora_weights") not in _NOT_COUNTED
     return {
         "model_class": facts["model_class"],
         "task_type": plan.task_type,
         "labels": plan.data.labels if facts["labelled_head"] else [],
         "key_mapping": BODY_NAMES if _body_renamed(plan, model_type) else None,
         "result": facts["result"],
-        "plain_lora": counted and not facts["eva"] and set(method.config) <= _COUNTED,
+        "plain_lora": counted and set(method.config) <= _COUNTED,
         "merges": facts["merges"],
         "resumes": facts["resumes"],
-        "head": max(heads),
+        "head": max(map(_head, every)),
+        "layers": max(layers, default=None),
     }
 
 
@@ -182,6 +196,17 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
         "column_settings": [
             {"setting": f"{name.upper()}_COLUMN", "value": plan.data.columns.get(name, name)} for name in named
         ],
+    }
+
+
+def _step_facts(plan: FineTunePlan, own_forward: bool) -> dict[str, Any]:
+    """How batches are made, how the loss is worked out, and when the model is evaluated."""
+    labelled = plan.training.loss_path == "labelled" and not own_forward
+    return {
+        "packed": plan.training.packing != "none",
+        "labelled_loss": labelled,
+        "trainer_class": "PlainLossTrainer" if own_forward else "LabelledLossTrainer" if labelled else "SFTTrainer",
+        "evaluates": "EVAL_STEPS" if plan.training.eval_steps and plan.training.patience is None else "SAVE_STEPS",
     }
 
 

@@ -66,8 +66,14 @@ _FIXED: dict[str, str] = {
     "MAX_GRAD_NORM": "training.max_grad_norm",
     "PRECISION": "training.precision",
     "GRADIENT_CHECKPOINTING": "training.gradient_checkpointing",
+    "ATTENTION": "training.attention",
+    "COMPILE": "training.compile",
+    "DATALOADER_WORKERS": "training.dataloader_workers",
     "LOGGING_STEPS": "training.logging_steps",
     "SAVE_STEPS": "training.save_steps",
+    "EVAL_STEPS": "training.eval_steps",
+    "PATIENCE": "training.patience",
+    "THRESHOLD": "training.threshold",
     "SEED": "training.seed",
 }
 # Names that a field of PEFT's config would take from one of these, or from the scripts' own constants.

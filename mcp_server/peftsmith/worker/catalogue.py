@@ -41,7 +41,7 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     wanted = set(arguments.types.split(",")) if arguments.types else None
     done = _read(arguments.output)
-    signal.signal(signal.SIGALRM, _too_slow)
+    signal.signal(signal.SIGALRM, too_slow)
     for task, model_type in every_type(arguments.task or list(table.TASKS)):
         key = f"{model_type}:{task}"
         if (
@@ -80,7 +80,7 @@ def every_type(tasks: list[str]) -> list[tuple[str, str]]:
     return [(task, name) for task in tasks for name in getattr(modeling_auto, names[task])]
 
 
-def _too_slow(*_: Any) -> None:
+def too_slow(*_: Any) -> None:
     raise Slow(f"more than {SECONDS_A_TYPE} s")
 
 

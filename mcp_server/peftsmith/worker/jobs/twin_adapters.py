@@ -23,7 +23,7 @@ from peftsmith.worker.jobs import twin
 from peftsmith.worker.jobs.twin import STEPS, Place
 
 WEIGHTS = (0.75, -0.5)  # of the first two adapters when they are combined: not alike, and one of them subtracts
-_OF_LOADER = ("head", "model_class", "labels", "key_mapping")  # of the twin itself, the same for all adapters
+_OF_LOADER = ("head", "layers", "model_class", "labels", "key_mapping")  # of the twin itself, the same for all adapters
 
 
 def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
