@@ -167,7 +167,7 @@ def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
         "merges": facts["merges"],
         "resumes": facts["resumes"],
         "head": max(map(_head, every)),
-        "layers": max(layers, default=None),
+        "layers": max(layers) if len(layers) == len(every) else None,
     }
 
 
