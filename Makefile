@@ -37,6 +37,7 @@ bench: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(TRAIN) benchmarks/targets.py
 	$(CONTROL) benchmarks/estimate_speed.py
 	$(CONTROL) benchmarks/project_speed.py
+	$(CONTROL) benchmarks/first_run.py --results .cache/first_run.json --document
 	PEFTSMITH_LABEL_CASES=20 $(CONTROL) -m pytest -q tests/data/test_labels_against_trainers.py
 
 check: .venv/ready

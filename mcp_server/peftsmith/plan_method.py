@@ -76,7 +76,10 @@ class Method(Part):
         peft_type = document.get("peft_type", "LORA") if isinstance(document, dict) else methods.FULL
         if peft_type not in methods.names():
             return document
-        return {**methods.method(peft_type).defaults, **document}
+        known = methods.method(peft_type)
+        if known.with_rank and document.get("rank") and isinstance(document.get("config", {}), dict):
+            document = {**document, "config": {**known.with_rank, **document.get("config", {})}}
+        return {**known.defaults, **document}
 
     @model_validator(mode="after")
     def _fits_peft(self) -> Method:

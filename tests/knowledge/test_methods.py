@@ -102,6 +102,16 @@ def test_a_cut_down_model_is_wide_enough_for_the_plans_numbers():
     assert methods.twin_head(methods.method("C3A"), {"block_size": 32}) == 32
 
 
+def test_a_cut_down_model_is_deep_enough_for_the_layers_that_the_plan_names():
+    assert methods.twin_layers({"r": 8, "target_modules": ["q_proj", "fc1"]}) == 0
+    assert methods.twin_layers({"layers_to_transform": [3, 11]}) == 12
+    assert methods.twin_layers({"layers_to_transform": 5, "target_modules": "all-linear"}) == 6
+    assert methods.twin_layers({"adapter_layers": 8}) == 8
+    assert methods.twin_layers({"target_modules": ["model.layers.7.self_attn.q_proj", "v_proj"]}) == 8
+    assert methods.twin_layers({"target_modules": r".*layers\.(1[0-5])\.self_attn\.(q|v)_proj"}) is None
+    assert methods.twin_layers({"target_modules": r".*(norm|ln_1|ln_2)[a-z0-9_]*"}) == 0
+
+
 def test_which_models_have_a_task():
     assert methods.supports("TOKEN_CLS", "bert") and methods.supports("SEQ_2_SEQ_LM", "t5")
     assert methods.supports("SEQ_2_SEQ_LM", "llama") is False

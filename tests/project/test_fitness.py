@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from benchmarks import first_run
+from benchmarks.first_runs import cases, trying
 from peftsmith import plan
 from peftsmith.project import fitness, generate
 from tests.project.plans import make, write_project
 
-INVALID = list(first_run.invalid())
+INVALID = list(cases.invalid())
 
 
 def test_there_are_many_invalid_combinations_of_every_kind():
@@ -27,15 +29,13 @@ def test_there_are_many_invalid_combinations_of_every_kind():
 @pytest.mark.parametrize("refused", sorted({str(case.refused) for case in INVALID}))
 def test_each_is_refused_with_its_own_finding(refused, tmp_path):
     for case in (each for each in INVALID if each.refused == refused):
-        found = first_run._refusals(case)
-        assert [each.id for each in found] == ["plan.invalid" if refused == "plan" else refused], case.name
+        assert cases.refusals(case) == [refused], case.name
 
 
 @pytest.mark.parametrize("place", range(0, len(INVALID), 29))
 def test_nothing_is_written_for_a_refused_plan(place, tmp_path):
     case = INVALID[place]
-    model = first_run.write_model(tmp_path / "model", case.model_type)
-    assert first_run.run(case, model, None)["outcome"] == "refused", case.name
+    assert trying.run(case, tmp_path, None)["outcome"] == "refused", case.name
 
 
 def test_a_base_that_cannot_be_read_is_said_to_be_unknown_where_it_matters():
@@ -45,8 +45,8 @@ def test_a_base_that_cannot_be_read_is_said_to_be_unknown_where_it_matters():
 
 
 def test_a_good_combination_is_not_refused(tmp_path):
-    for case in (case for case, _ in zip(first_run.valid(0), range(120), strict=False)):
-        assert first_run._refusals(case) == [], case.name
+    for case in itertools.islice(cases.valid(0), 120):
+        assert fitness.judge(plan.validate(case.plan), case.config) == [], case.name
 
 
 def test_a_method_that_does_not_merge_gets_no_merge_script_and_the_readme_says_so(tmp_path):

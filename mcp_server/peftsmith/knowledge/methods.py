@@ -26,6 +26,7 @@ from peftsmith.errors import PeftsmithError
 FULL = "FULL"  # full fine-tuning: no adapter, and so no PeftType
 FILE = "peft_methods.json"
 _DECOMPOSING = ("pissa", "olora", "eva", "orthogonal", "corda", "loftq", "lora_ga", "mica")
+_PICKS_LAYERS = re.compile(r"\.[(\[]?\d|\d[)\]]?\\?\.")  # a pattern with a layer's number in it
 # Fields that the scripts set themselves, so that a plan may not.
 SET_BY_SCRIPT = frozenset({"task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_type"})
 # What PEFT works out from the base model.
@@ -37,13 +38,13 @@ class Method:
     """A PeftType. `fields` maps a config field to {"type", "default", "doc"} (see worker/jobs/methods.py).
 
     `names` maps the plan's own names (rank, alpha, dropout, target_modules) to the config's fields. `defaults` are the
-    plan's values where it is silent, `needs` the fields without which PEFT cannot build the adapter. `merges` and
-    `resumes` hold for a plain base, and unless an option of `unmerged` or `unresumed` is set; `quantised` says which
-    bitsandbytes sizes train. `fails_on` are model types that it fails on, `only_on` the only ones, `fails_quantised`
-    those it fails on when quantised; `tasks` PEFT's task types. `own_forward`: TRL's fused head does not
-    reach its loss. `divides`, `decomposes` and `twin_width` say how small
-    a model can be (twin_head). `unsupported` is the reason why no project is generated with it, or None; `refused`
-    maps an option's name and value ("*": any) to such a reason.
+    plan's values where it is silent, `with_rank` more of them for a plan that gives a rank, `needs` the fields without
+    which PEFT cannot build the adapter. `merges` and `resumes` hold for a plain base, and unless an option of
+    `unmerged` or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on` are model types that
+    it fails on, `only_on` the only ones, `fails_quantised` those it fails on when quantised; `widens`: on a quantised
+    base its layers answer in float32; `tasks` are PEFT's task types. `own_forward`: TRL's fused head does not reach its
+    loss. `divides`, `decomposes` and `twin_width` say how small a model can be (twin_head). `unsupported` is the reason
+    why no project is generated with it, or None; `refused` maps an option's name and value ("*": any) to such a reason.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Method:
     prompt_learning: bool
     names: Mapping[str, str]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    with_rank: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     merges: bool = False
     unmerged: tuple[str, ...] = ()
@@ -71,6 +73,7 @@ class Method:
     fails_on: tuple[str, ...] = ()
     only_on: tuple[str, ...] = ()
     fails_quantised: tuple[str, ...] = ()
+    widens: bool = False
     unsupported: str | None = None
     note: str = ""
 
@@ -174,6 +177,23 @@ def twin_head(known: Method, options: Mapping[str, Any]) -> int:
     needed = [16, known.twin_width, *(of(name) for name in known.divides)]
     if known.decomposes or str(options.get("init_lora_weights", "")).startswith(_DECOMPOSING):
         needed.append(-(-of(known.names["rank"]) // 32) * 16 if "rank" in known.names else 0)
+    return max(needed)
+
+
+def twin_layers(options: Mapping[str, Any]) -> int | None:
+    """How many layers a cut-down model must have at least, so that the layers which the plan names are there.
+
+    None: all of them, as the plan picks layers by a pattern.
+    """
+    chosen = options.get("layers_to_transform")
+    numbers = [chosen] if isinstance(chosen, int) else list(chosen or ())
+    needed = [options.get("adapter_layers") or 0, *(number + 1 for number in numbers)]
+    for field_name in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
+        named = options.get(field_name)
+        if isinstance(named, str) and _PICKS_LAYERS.search(named):
+            return None
+        names = named if isinstance(named, list) else []
+        needed += [int(part) + 1 for name in names for part in name.split(".") if part.isdigit()]
     return max(needed)
 
 

@@ -15,9 +15,18 @@ from peftsmith import files
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
+from peftsmith.model import catalogue
 from peftsmith.plan import FineTunePlan
 
+_HEADS = ("lm_head", "embed_out")
+# PEFT refuses out_proj and conv1d of these types (tuners_utils.py, _check_lora_target_modules_mamba) to these methods.
 _STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+_CHECKED = ("LORA", "ADALORA", "RANDLORA")
+# Layers whose weights the model reads without calling them, or whose answer is no single tensor.
+_PAST_ADAPTERS = {
+    **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",)),
+    **dict.fromkeys(("llama4", "llama4_text"), ("router",)),
+}
 
 
 def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
@@ -25,7 +34,7 @@ def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]
     found = [*_method(plan), *_quantization(plan)]
     if config is None:
         return [*found, *_unchecked(plan)]
-    return [*found, *_architecture(plan, str(config.get("model_type")))]
+    return [*found, *_architecture(plan, str(config.get("model_type"))), *_tied_tokens(plan, config)]
 
 
 def base_config(lock: Lock) -> dict[str, Any] | None:
@@ -63,12 +72,20 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
     if method.config.get("init_lora_weights") == "eva" and plan.task_type != "CAUSAL_LM":
         message = "The scripts start EVA from the rows of a language model only."
         yield finding("plan.method.option", message, option="init_lora_weights")
+    targets = method.target_modules if isinstance(method.target_modules, list) else []
+    heads = [name for name in targets if name.rpartition(".")[2] in _HEADS]
+    if heads and plan.task_type == "CAUSAL_LM":
+        message = f"TRL computes its loss from the weights of {heads[0]} itself, past an adapter on it: leave it out."
+        yield finding("plan.method.targets", message, modules=heads)
     if known.name == "ADALORA":
         start = method.rank or known.fields["init_r"]["default"]
         end = method.config.get("target_r", known.fields["target_r"]["default"])
         if start <= end:
             message = f"AdaLoRA begins with rank {start} and must end with fewer, not with target_r={end}."
             yield finding("plan.method.option", message, option="target_r")
+    if known.name == "OFT" and method.rank and method.config.get("oft_block_size"):
+        message = "OFT takes the rank or oft_block_size: their product is a layer's width."
+        yield finding("plan.method.option", message, option="oft_block_size")
     if known.name == "IA3" and isinstance(method.target_modules, list):
         forward = method.config.get("feedforward_modules")
         if not isinstance(forward, list) or not set(forward) <= set(method.target_modules):
@@ -98,7 +115,7 @@ def _quantization(plan: FineTunePlan) -> Iterator[Finding]:
             "plan.method.parameters", "target_parameters are not quantised and cannot be adapted in 4 or 8 bits."
         )
     init = str(method.config.get("init_lora_weights", ""))
-    if init.startswith(("loftq", "pissa")):
+    if init.startswith(("pissa", "mica")):
         message = f"{init} decomposes a 16-bit base; it cannot start from a quantised one."
         yield finding("plan.method.option", message, option="init_lora_weights")
 
@@ -120,18 +137,50 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if model_type in known.fails_quantised and plan.method.quantization:
         message = f"{known.name} does not train on a quantised {model_type} model."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+    elif (
+        known.widens and plan.method.quantization and plan.training.precision != "fp32" and _has_layer_norm(model_type)
+    ):
+        message = f"{known.name} on a quantised {model_type} model gives its LayerNorms float32: train in fp32."
+        yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+
+
+def _has_layer_norm(model_type: str) -> bool:
+    """A norm that, unlike RMSNorm, takes no input of another type than its weights; True where it is not known."""
+    entries = [catalogue.entry(model_type, task) for task in catalogue.tasks(model_type)]
+    norms = {module[1] for entry in entries if entry for module in entry["modules"].values() if module[0] == "norm"}
+    return not norms or "LayerNorm" in norms
+
+
+def _tied_tokens(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """On tied embeddings PEFT wraps the head as well, and then TRL (sft_trainer.py) does not begin."""
+    if plan.method.peft_type != "TRAINABLE_TOKENS" or plan.task_type != "CAUSAL_LM":
+        return
+    model_type, tied = str(config.get("model_type")), config.get("tie_word_embeddings")
+    if tied is None:
+        entry = catalogue.entry(model_type, "causal-lm")
+        tied = bool(entry and entry["tied"])
+    if tied:
+        message = (
+            "TRL does not train TRAINABLE_TOKENS on a base whose embeddings and head are one; LORA with "
+            "method.config.trainable_token_indices trains the same tokens there."
+        )
+        yield finding("plan.method.architecture", message, method="TRAINABLE_TOKENS", model_type=model_type)
 
 
 def _targets(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
-    """PEFT refuses these modules of state-space layers (tuners_utils.py, _check_lora_target_modules_mamba)."""
+    """Modules that PEFT refuses or that the model reads past an adapter (its weights only, or as a tuple)."""
     method = plan.method
-    if model_type not in _STATE_SPACE or method.peft_type not in ("LORA", "ADALORA", "RANDLORA"):
-        return
     targets, excluded = method.target_modules, method.config.get("exclude_modules") or []
-    named = ["out_proj"] if targets == "all-linear" else targets if isinstance(targets, list) else []
-    wrong = [name for name in named if name in ("out_proj", "conv1d") and name not in excluded]
+    refused = ("out_proj", "conv1d") if model_type in _STATE_SPACE and method.peft_type in _CHECKED else ()
+    never = (*refused, *_PAST_ADAPTERS.get(model_type, ()))
+    linear = [name for name in never if name != "conv1d"]
+    named = linear if targets == "all-linear" else targets if isinstance(targets, list) else []
+    wrong = [name for name in named if name in never and name not in excluded]
     if wrong:
-        message = f"PEFT does not adapt {', '.join(wrong)} of {model_type} models; {targets!r} includes it."
+        message = (
+            f"No adapter works on {', '.join(wrong)} of {model_type} models; {targets!r} includes it. "
+            "Name other targets, or leave it out with method.config.exclude_modules."
+        )
         yield finding("plan.method.targets", message, model_type=model_type, modules=wrong)
 
 

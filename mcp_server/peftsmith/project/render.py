@@ -59,7 +59,10 @@ MODEL_CLASSES = {
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
 # TRL 1.16 reads num_experts for the router's loss, which these configurations do not have.
-_WITHOUT_ROUTER_LOSS = ("granitemoe",)
+_WITHOUT_ROUTER_LOSS = ("granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "llama4", "llama4_text",
+                        "deepseek_v4")  # fmt: skip
+# Here TRL's fused head takes the whole model for its body; the model's own loss works.
+_OWN_LOSS = ("llama4", "llama4_text")
 # The columns of a format that data.columns can rename.
 ROW_COLUMNS = {
     "token_classification": ("tokens", "tags"),
@@ -106,6 +109,8 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         )
     _refuse_unread(data)
     task, method = _task_facts(plan), _method_facts(plan.method)
+    own_forward = method["own_forward"] or lock.base.get("model_type") in _OWN_LOSS
+    trains_whole = task["labelled_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
         "plan": plan.model_dump(mode="json"),
         "base_model": plan.base.model,
@@ -119,9 +124,12 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "body_renamed": _body_renamed(plan, str(lock.base.get("model_type"))),
         "reports_loading": task["kind"] == "answers"
         or (task["labelled_head"] and method["saves_modules"] and not plan.method.full),
+        # Only LoRA's merge in PEFT can unload a module that was trained whole and has parts.
+        "unwraps": method["saves_modules"] and trains_whole and not method["lora"],
         **task,
         **method,
-        **_step_facts(plan),
+        "own_forward": own_forward,
+        **_step_facts(plan, own_forward),
     }
 
 
@@ -130,8 +138,10 @@ def _body_renamed(plan: FineTunePlan, model_type: str) -> bool:
     return plan.task_type == "QUESTION_ANS" and methods.body_renamed(model_type)
 
 
-# Options of LoRA that leave the number of trained parameters as rank and targets imply it.
+# Options of LoRA that leave the number of trained parameters as rank and targets imply it, but for two starts: EVA
+# moves ranks between layers, MiCA trains one of the two matrices.
 _COUNTED = {"use_rslora", "init_lora_weights", "fan_in_fan_out", "alpha_pattern"}
+_NOT_COUNTED = ("eva", "mica")
 
 
 def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
@@ -139,16 +149,18 @@ def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
     method = plan.method
     facts = {**_task_facts(plan), **_method_facts(method)}
     counted = method.peft_type == "LORA" and bool(method.rank and method.target_modules)
+    counted = counted and method.config.get("init_lora_weights") not in _NOT_COUNTED
     return {
         "model_class": facts["model_class"],
         "task_type": plan.task_type,
         "labels": plan.data.labels if facts["labelled_head"] else [],
         "key_mapping": BODY_NAMES if _body_renamed(plan, model_type) else None,
         "result": facts["result"],
-        "plain_lora": counted and not facts["eva"] and set(method.config) <= _COUNTED,
+        "plain_lora": counted and set(method.config) <= _COUNTED,
         "merges": facts["merges"],
         "resumes": facts["resumes"],
         "head": 16 if method.full else methods.twin_head(methods.method(method.peft_type), method.options()),
+        "layers": methods.twin_layers(method.options()),
     }
 
 
@@ -175,9 +187,8 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
     }
 
 
-def _step_facts(plan: FineTunePlan) -> dict[str, Any]:
+def _step_facts(plan: FineTunePlan, own_forward: bool) -> dict[str, Any]:
     """How batches are made, how the loss is worked out, and when the model is evaluated."""
-    own_forward = not plan.method.full and methods.method(plan.method.peft_type).own_forward
     labelled = plan.training.loss_path == "labelled" and not own_forward
     return {
         "packed": plan.training.packing != "none",

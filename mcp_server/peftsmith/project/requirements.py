@@ -39,18 +39,19 @@ def pinned() -> str:
 def for_plan(plan: FineTunePlan) -> str:
     """The text of requirements.txt; PeftsmithError when the shipped pins are damaged."""
     unneeded: set[str] = set()
-    if plan.task not in ("classification", "sequence_classification") and not _needs_scipy(plan):
+    # AdaMSS clusters with scikit-learn.
+    if plan.task not in ("classification", "sequence_classification") and plan.method.peft_type != "ADAMSS":
         unneeded |= _CLASSIFIER
     if plan.tracking != "tensorboard":
         unneeded |= _TENSORBOARD
-    if plan.method.quantization is None and "8bit" not in plan.training.optimizer:
+    if not quantises(plan):
         unneeded |= _QUANTISER
     return _HEADER + "".join(block for name, block in _pins() if name not in unneeded)
 
 
-def _needs_scipy(plan: FineTunePlan) -> bool:
-    """AdaMSS clusters with scikit-learn, LoftQ quantises with scipy."""
-    return plan.method.peft_type == "ADAMSS" or plan.method.config.get("init_lora_weights") == "loftq"
+def quantises(plan: FineTunePlan) -> bool:
+    """True when the scripts need bitsandbytes: a quantised base, or an optimiser with 8-bit states."""
+    return plan.method.quantization is not None or "8bit" in plan.training.optimizer
 
 
 @cache

@@ -18,7 +18,7 @@ from peftsmith import __version__, files, lock, plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.model import source
-from peftsmith.project import render
+from peftsmith.project import render, requirements
 from peftsmith.worker import client, skeleton
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def run_twin(project: Path, environment: Environment) -> Twin:
                 "seed": _SEED,
             },
             timeout=TIMEOUT_SECONDS,
-            quantise=quantises(wanted),
+            quantise=requirements.quantises(wanted),
         )
     except client.JobFailed as error:
         failed = finding("twin.job.failed", error.cause, traceback=error.traceback, log=error.log)
@@ -112,11 +112,6 @@ def run_twin(project: Path, environment: Environment) -> Twin:
     if verdict.proven:
         files.write_json(place, {"version": _VERDICT_VERSION, "seen": seen})
     return verdict
-
-
-def quantises(wanted: plan.FineTunePlan) -> bool:
-    """True when the scripts need bitsandbytes: a quantised base, or an optimiser with 8-bit states."""
-    return wanted.method.quantization is not None or "8bit" in wanted.training.optimizer
 
 
 def _key(

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Reloading changes nothing, so only the order of float32 sums may differ. A merge rounds each weight to its type
-# once: 2^-8 relative in bfloat16, against an effect of the size of the weights themselves.
-RELOAD_TOLERANCE = 1e-3
+# Reloading changes nothing, so only the order of float32 sums may differ; but a prompt that is trained in 16 bits is
+# saved as the rounded sum of its parts. A merge rounds each weight to its type once: 2^-8 relative in bfloat16, against
+# an effect of the size of the weights themselves.
+RELOAD_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 1e-2
 MERGE_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 _SHARE = 0.1  # of a number's own size, where that is larger
 _LOUD = 0.02  # root mean square of an amplified adapter's weight change: as large as the twin's own weights
@@ -166,7 +167,9 @@ def _louder_lora(tensors: dict[str, Any], config: dict[str, Any], draw: Any) -> 
     for name in [each for each in tensors if "lora_B" in each and each.replace("lora_B", "lora_A") in tensors]:
         noise = torch.randn(tensors[name].shape, generator=draw)
         other = tensors[name.replace("lora_B", "lora_A")].float()
-        change = scale * noise @ other if noise.dim() == other.dim() == 2 else scale * noise
+        # Convolutions and block-diagonal factors have no such product.
+        fits = noise.dim() == other.dim() == 2 and noise.shape[1] == other.shape[0]
+        change = scale * noise @ other if fits else scale * noise
         noise *= _LOUD / float(change.pow(2).mean().sqrt().clamp_min(1e-12))
         tensors[name] = noise.to(tensors[name].dtype).contiguous()
 

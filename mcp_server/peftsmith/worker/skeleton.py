@@ -14,6 +14,7 @@ from typing import Any
 
 HEAD = 16  # head dimension of a twin: small, even (rope), and divisible by every partial rotary factor in use
 LAYERS = 2
+LARGEST = 500_000_000  # parameters; a twin must not fill the memory of a laptop
 # Small enough to be fast, different from each other so that a transposed weight cannot pass unnoticed.
 EXPERTS, EXPERTS_PER_TOKEN, EXPERT_INTERMEDIATE = 4, 2, 48
 TOKENIZER_FILES = (
@@ -37,12 +38,14 @@ def build(
     seed: int,
     model_class: str = "AutoModelForCausalLM",
     head: int = HEAD,
+    layers: int | None = LAYERS,
 ) -> dict[str, Any]:
     """Write a loadable twin of the model that `config` (config.json as a dict) describes into `folder`.
 
     `model_class` is the Auto class that the scripts load it with; a base for classification or question answering
     gets no head, since the real one has none that fits (for answers that of a language model, with its names).
-    `head` is the dimension of an attention head; every width is a multiple of it.
+    `head` is the dimension of an attention head; every width is a multiple of it. `layers` are the least that it has
+    (None: all), if the real one has as many.
     Tokenizer, chat template and generation settings are the real ones, byte for byte. Returns what was built:
     architecture, parameters, layers, hidden, intermediate, heads, kv_heads, vocab, dtype, and `changed` (what could
     not stay as it is). Raises what transformers raises for a configuration that it does not know.
@@ -58,11 +61,15 @@ def build(
             changed.append(reason)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     loaded = transformers.AutoConfig.from_pretrained(folder)
-    cut_down(loaded, head)
+    cut_down(loaded, head, layers)
     transformers.set_seed(seed)
     dtype = loaded.dtype if isinstance(loaded.dtype, torch.dtype) else torch.float32
-    written = _written_with(model_class, loaded)
-    model = getattr(transformers, written).from_config(loaded, dtype=dtype)
+    auto = getattr(transformers, _written_with(model_class, loaded))
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in auto.from_config(loaded, dtype=dtype).parameters())
+    if size > LARGEST:
+        raise ValueError(f"a {loaded.model_type} model cannot be cut down: {size:,} parameters are left")
+    model = auto.from_config(loaded, dtype=dtype)
     model.save_pretrained(folder)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
@@ -96,14 +103,34 @@ def _written_with(model_class: str, config: Any) -> str:
     return "AutoModel" if model_class in heads else model_class
 
 
-def cut_down(config: Any, head: int = HEAD) -> None:
+def cut_down(config: Any, head: int = HEAD, layers: int | None = LAYERS) -> None:
     """Shrink a transformers configuration in place; the vocabulary and everything that is not a size stays."""
-    text = config.get_text_config()
+    from transformers import PreTrainedConfig
+
+    halves = [getattr(config, name, None) for name in ("encoder", "decoder")]
+    inner = [each for each in halves if isinstance(each, PreTrainedConfig)]
+    for text in inner or [config.get_text_config()]:
+        if hasattr(text, "per_layer_config"):  # gemma4: the twin's layers are all of one width
+            text.allow_global_per_layer_attribute_access = True
+        _cut_down(text, head, layers)
+
+
+def _cut_down(text: Any, head: int, layers: int | None) -> None:
     hidden = _heads(text, head)
-    _set(text, 2 * hidden + head, "intermediate_size", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim")
+    _set(
+        text,
+        2 * hidden + head,
+        "intermediate_size",
+        "d_ff",
+        "encoder_ffn_dim",
+        "decoder_ffn_dim",
+        "hidden_dim",
+        "d_inner",
+    )
     _set(text, head // 2, "rotary_dim")
     _set(text, head, "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "d_kv")
     _set(text, 2 * head, "qk_head_dim")
+    _set(text, head, "hidden_size_per_layer_input")
     _set(text, EXPERTS, "num_local_experts", "num_experts", "n_routed_experts")
     _set(text, EXPERTS_PER_TOKEN, "num_experts_per_tok")
     _set(
@@ -115,7 +142,7 @@ def cut_down(config: Any, head: int = HEAD) -> None:
     if getattr(text, "topk_group", None):
         text.n_group = text.topk_group = 1
     _state_space(text, hidden)
-    _layers(text)
+    _layers(text, layers)
 
 
 def _heads(text: Any, head: int) -> int:
@@ -126,10 +153,11 @@ def _heads(text: Any, head: int) -> int:
     small, kv_heads = small_heads(heads, getattr(text, "num_key_value_heads", None))
     width = old_hidden / (heads * old_rotary) if old_rotary else 1.0  # 1.0 unless the head size is explicit
     hidden = max(2 * head, round(small * width) * head)
-    _set(text, hidden, "hidden_size", "d_model", "embedding_size", "word_embed_proj_dim", "pooler_hidden_size")
+    _set(text, hidden, "hidden_size", "d_model", "embedding_size", "word_embed_proj_dim", "pooler_hidden_size",
+         "attention_hidden_size", "cross_attention_hidden_size")  # fmt: skip
     _set(text, small, "num_attention_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
     _set(text, kv_heads, "num_key_value_heads")
-    _set(text, head, "head_dim")
+    _set(text, head, "head_dim", "d_head")
     rope = getattr(text, "rope_parameters", None) or {}
     for key, value in rope.items():
         if isinstance(value, list) and len(value) * 2 == old_rotary:  # longrope: one factor per frequency
@@ -147,23 +175,35 @@ def _state_space(text: Any, hidden: int) -> None:
         text.intermediate_size, text.time_step_rank = inner, -(-hidden // 16)
     elif text.model_type == "mamba2":
         text.num_heads, text.head_dim, text.n_groups = inner // HEAD, HEAD, 1
+    elif text.model_type == "zamba2":
+        text.mamba_headdim = inner // text.n_mamba_heads
+        text.attention_hidden_size = 2 * hidden
+        text.attention_head_dim = text.attention_hidden_size // text.num_attention_heads
     elif getattr(text, "mamba_n_heads", None) and not getattr(text, "mamba_d_ssm", None):
         text.mamba_n_heads, text.mamba_d_head = inner // HEAD, HEAD
 
 
-def _layers(text: Any) -> None:
-    """Two layers, or one of each type; lists with an entry a layer keep the entries of these."""
+def _layers(text: Any, least: int | None) -> None:
+    """The first `least` layers and one of each type; lists with an entry a layer keep the entries of these."""
     own = vars(text)
     old_layers = _first(text, "num_hidden_layers", "encoder_layers")
     period = max(getattr(text, "attn_layer_period", None) or 0, len(getattr(text, "block_types", None) or ()))
-    kept = one_of_each(getattr(text, "layer_types", None), old_layers)
+    first = range(old_layers if least is None else min(least, old_layers))
+    kept = sorted({*first, *one_of_each(getattr(text, "layer_types", None), old_layers)})
     if period > 1:
-        kept = list(range(min(period, old_layers)))
+        kept = list(range(max(len(first), min(period, old_layers))))
     for name in ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_decoder_layers"):
         _set(text, len(kept), name)
     for name, value in list(own.items()):
         if isinstance(value, list) and len(value) == old_layers > len(kept) and name != "block_types":
             setattr(text, name, [value[index] for index in kept])
+    by_layer = getattr(text, "per_layer_config", None)
+    if isinstance(by_layer, dict):
+        text.per_layer_config = {kept.index(each): value for each, value in by_layer.items() if each in kept}
+    if getattr(text, "attn_layer_indices", None):
+        text.attn_layer_indices = [place for place, index in enumerate(kept) if index in text.attn_layer_indices]
+    if getattr(text, "hybrid_layer_ids", None):  # zamba2 works them out when it is read, and only then
+        text.hybrid_layer_ids = [place for place, kind in enumerate(text.layer_types) if kind == "hybrid"]
 
 
 def _set(config: Any, value: Any, *names: str) -> None:

@@ -27,12 +27,12 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
 
     arguments: project and work (folders; work is the caller's to remove), config (config.json as a dict), tokenizer
     (folder with the real tokenizer files), plan (as plain data), scripts (model_class, task_type, result, labels,
-    key_mapping, plain_lora, merges, resumes, head), seed. Returns checks, phases in seconds, model (what the twin is)
-    and swapped (what the processor does otherwise than the plan says).
+    key_mapping, plain_lora, merges, resumes, head, layers), seed. Returns checks, phases in seconds, model (what the
+    twin is) and swapped (what the processor does otherwise than the plan says).
     """
     project, work = Path(arguments["project"]), Path(arguments["work"])
     stated = dict(arguments["scripts"])
-    head = int(stated.pop("head"))
+    head, layers = int(stated.pop("head")), stated.pop("layers")
     loader = parity.Loader(stated.pop("model_class"), tuple(stated.pop("labels")), stated.pop("key_mapping"))
     wanted, book = proofs.Wanted(plan=arguments["plan"], loader=loader, **stated), Book(report)
     _keep_inside(work)
@@ -46,6 +46,7 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
             seed=arguments["seed"],
             model_class=loader.model_class,
             head=head,
+            layers=layers,
         )
         seen |= model
     swapped: list[str] = list(model["changed"]) if model else []
@@ -164,6 +165,7 @@ def _reload(book: Book, trainer: Any, base: Path, result: Path, wanted: proofs.W
         body = memory if wanted.full else memory.get_base_model()
         quantization = getattr(body.config, "quantization_config", None)
         dtype = body.get_input_embeddings().weight.dtype
+        rounded = not wanted.full and _is_rounded(memory)
         memory = parity.in_float32(memory)
         ids = parity.probe_ids(parity.vocabulary(body))
         expected = parity.logits(memory, ids)
@@ -177,8 +179,15 @@ def _reload(book: Book, trainer: Any, base: Path, result: Path, wanted: proofs.W
         seen |= {"largest_difference": actual, "adapter_effect": effect, "dtype": proofs.name_of(dtype)}
         if effect == 0.0:
             raise Disproved("the trained adapter changes no logit")
-        if not actual <= parity.RELOAD_TOLERANCE * effect + 1e-6 * float(expected.abs().max()):
+        tolerance = parity.ROUNDED_TOLERANCE if rounded else parity.RELOAD_TOLERANCE
+        if not actual <= tolerance * effect + 1e-6 * float(expected.abs().max()):
             raise Disproved("the reloaded adapter does not say what the trained model said")
+
+
+def _is_rounded(model: Any) -> bool:
+    """Is a prompt trained in 16 bits?"""
+    trained = {each.dtype for each in model.parameters() if each.requires_grad}
+    return model.active_peft_config.is_prompt_learning and any(each.itemsize < 4 for each in trained)
 
 
 def _use(book: Book, project: Path, base: Path, work: Path, wanted: proofs.Wanted, seed: int) -> None:
