@@ -36,8 +36,8 @@ bench: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) benchmarks/audit_speed.py
 	$(TRAIN) benchmarks/targets.py
 	$(CONTROL) benchmarks/estimate_speed.py
-	$(CONTROL) benchmarks/project_speed.py
 	$(CONTROL) benchmarks/first_run.py --results .cache/first_run.json --document
+	$(CONTROL) benchmarks/project_speed.py
 	PEFTSMITH_LABEL_CASES=20 $(CONTROL) -m pytest -q tests/data/test_labels_against_trainers.py
 
 check: .venv/ready
