@@ -112,7 +112,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
     first = next(iter(plan.alone().values()))
     task, method = _task_facts(plan), _method_facts(first.method)
     own_forward = method["own_forward"] or lock.base.get("model_type") in _OWN_LOSS
-    trains_whole = task["labelled_head"] or bool(plan.method.config.get("modules_to_save"))
+    trains_whole = task["new_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
         # What one adapter has, all have, so that templates may ask the first.
         "plan": {**plan.model_dump(mode="json"), "data": first.data.model_dump(mode="json")},
