@@ -109,7 +109,9 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         )
     _refuse_unread(data)
     task, method = _task_facts(plan), _method_facts(plan.method)
-    own_forward = method["own_forward"] or lock.base.get("model_type") in _OWN_LOSS
+    # On tied embeddings PEFT wraps the head for trained tokens, and TRL's fused head reads what the wrapper lacks.
+    tokens = bool(plan.method.config.get("trainable_token_indices"))
+    own_forward = method["own_forward"] or tokens or lock.base.get("model_type") in _OWN_LOSS
     trains_whole = task["labelled_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
         "plan": plan.model_dump(mode="json"),
