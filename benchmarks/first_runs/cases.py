@@ -240,7 +240,11 @@ def _invalid_of(known: methods.Method) -> Iterator[Case]:
 
 
 def _invalid_targets() -> Iterator[Case]:
-    """Experts and state-space layers take less than other layers do."""
+    """Quantised layers, experts and state-space layers take less than other layers do."""
+    eight, four = {"quantization": {"bits": 8}}, {"quantization": {"bits": 4}}
+    yield combination("bart", "seq2seq", {**method("GRALORA"), **eight}, refused="plan.method.architecture")
+    wide = {**method("RANDLORA"), **four}
+    yield combination("gpt2", "text", wide, {"precision": "bf16"}, refused="plan.method.architecture")
     experts = {"target_parameters": facts()["targets"]["experts"]}
     for chosen in (
         {"config": {**experts, "use_dora": True}},
