@@ -112,7 +112,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
     # On tied embeddings PEFT wraps the head for trained tokens, and TRL's fused head reads what the wrapper lacks.
     tokens = bool(plan.method.config.get("trainable_token_indices"))
     own_forward = method["own_forward"] or tokens or lock.base.get("model_type") in _OWN_LOSS
-    trains_whole = task["labelled_head"] or bool(plan.method.config.get("modules_to_save"))
+    trains_whole = task["new_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
         "plan": plan.model_dump(mode="json"),
         "base_model": plan.base.model,
