@@ -307,3 +307,27 @@ def test_every_template_is_used():
     named |= {f"{name}_{kind}.py.j2" for name in ("train", "infer", "evaluate") for kind in render.KINDS.values()}
     named |= {name for source in sources.values() for name in re.findall(r'include "([^"]+)"', source)}
     assert named == set(sources)
+
+
+def test_a_head_of_several_layers_is_taken_out_of_its_wrapper_before_merging():
+    labelled = {"data__format": "classification", "data__labels": ["a", "b"]}
+    for method, unwraps in (({"peft_type": "C3A"}, True), ({"rank": 4}, False)):
+        wanted = make("sequence_classification", method=method, **labelled)
+        assert ("unwrap_trained(model)" in render.render(wanted, lock_for(wanted))["merge.py"]) == unwraps
+
+
+def test_merging_trained_tokens_looks_at_these_tokens():
+    wanted = make("chat", method={"peft_type": "TRAINABLE_TOKENS", "config": {"token_indices": [7, 8]}})
+    merge = render.render(wanted, lock_for(wanted))["merge.py"]
+    assert settings.read(merge)["TOKEN_INDICES"] == [7, 8] and "TOKEN_INDICES[:64]" in merge
+
+
+def test_an_adapter_whose_layers_answer_in_float32_is_read_so():
+    method = {"peft_type": "PVERA", "rank": 4, "quantization": QUANTIZED}
+    for precision in ("bf16", "fp32"):
+        wanted = make("chat", method=method, training__precision=precision)
+        files = render.render(wanted, lock_for(wanted))
+        for name in ("infer.py", "evaluate.py"):
+            assert ("\nDTYPE = torch.float32\n" in files[name]) == (precision == "bf16"), (name, precision)
+            assert ("PRECISION" in files[name]) == (precision == "fp32"), (name, precision)
+        assert "}[PRECISION]" in files["train.py"]

@@ -45,10 +45,11 @@ class Method:
     which PEFT cannot build the adapter. `merges` and `resumes` hold for a plain base, and unless an option of
     `unmerged` or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on` are model types that
     it fails on, `only_on` the only ones, `fails_quantised` those it fails on when quantised; `widens` are bits of a
-    quantised base on which its layers answer in float32, `tasks` PEFT's task types. `own_forward`: TRL's fused head
-    does not reach its loss. `packs`: rows of one sequence stay apart. `divides`, `decomposes`, `sparse` and
-    `twin_width` say how small a model can be (twin_head). `unsupported` is the reason why no project is generated with
-    it, or None; `refused` maps an option's name and value ("*": any) to such a reason.
+    quantised base on which its layers answer in float32, `adds_in_place` those on which layers with a bias fail,
+    `tasks` PEFT's task types. `own_forward`: TRL's fused head does not reach its loss. `packs`: rows of one sequence
+    stay apart. `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (twin_head).
+    `unsupported` is the reason why no project is generated with it, or None; `refused` maps an option's name and value
+    ("*": any) to such a reason.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Method:
     only_on: tuple[str, ...] = ()
     fails_quantised: tuple[str, ...] = ()
     widens: tuple[int, ...] = ()
+    adds_in_place: tuple[int, ...] = ()
     unsupported: str | None = None
     note: str = ""
 

@@ -111,7 +111,9 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
     _refuse_unread(data)
     first = next(iter(plan.alone().values()))
     task, method = _task_facts(plan), _method_facts(first.method)
-    own_forward = method["own_forward"] or lock.base.get("model_type") in _OWN_LOSS
+    # On tied embeddings PEFT wraps the head for trained tokens, and TRL's fused head reads what the wrapper lacks.
+    tokens = bool(plan.method.config.get("trainable_token_indices"))
+    own_forward = method["own_forward"] or tokens or lock.base.get("model_type") in _OWN_LOSS
     trains_whole = task["new_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
         # What one adapter has, all have, so that templates may ask the first.
