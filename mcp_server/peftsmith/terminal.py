@@ -1,7 +1,7 @@
 """A result as a person reads it in a terminal: tables, short text, the findings, the command that comes next.
 
 Knows: how values of any result are laid out, what only programs read, which command follows which.
-Does not know: what operations do, their arguments, or what a terminal can do (cli.py). `--json` prints the whole result.
+Does not know: what operations do, their arguments, what a terminal can do (cli.py). `--json` prints the whole result.
 """
 
 from __future__ import annotations
