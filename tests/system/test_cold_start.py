@@ -181,8 +181,8 @@ def test_a_first_start_connects_at_once_and_ends_with_working_tools(installer, i
         assert wire.call("scan_secrets", {"path": "."})[1] is False
     assert wire.errors == ""
     print(
-        f"\n{installer}: connected after {connected:.2f} s (bare Python {bare:.2f} s), first call told after "
-        f"{first:.1f} s, tools work after {ready:.0f} s "
+        f"\n{installer}: connected after {connected:.2f} s (bare Python {bare:.2f} s), "
+        f"first call told after {first:.1f} s, tools work after {ready:.0f} s "
         f"({line.sent / 1e6:.0f} MB at {BYTES_PER_SECOND / 1e6:.0f} MB/s)"
     )
     assert connected < max(1, SLOWER_THAN_PYTHON * bare)

@@ -128,6 +128,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "unwraps": method["saves_modules"] and trains_whole and not method["lora"],
         **task,
         **method,
+        "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
         "own_forward": own_forward,
         **_step_facts(plan, own_forward),
     }
@@ -218,6 +219,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": True,
         "prompt_learning": False,
         "own_forward": False,
+        "widens": False,
         "saves_modules": False,
     }
     if method.full:
@@ -230,6 +232,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": methods.resumes(known, method.config),
         "prompt_learning": known.prompt_learning,
         "own_forward": known.own_forward,
+        "widens": method.quantization is not None and method.quantization.bits in known.widens,
         "saves_modules": "modules_to_save" in known.fields,
         "options": [
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
