@@ -78,7 +78,7 @@ def _attempt(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent, *, ex
             draft.decide(f"training.{name}")
     known["effective"] = draft.decide("batch.effective")
     if known["datasets"]:
-        draft.decide("adapters")
+        draft.decide("mixture" if known["mix"] else "adapters")
     found = _fit(anatomy, draft, rows, device, intent, preset)
     known |= _of_fit(found, rows, known)
     for name in _AFTER_FIT:
@@ -153,7 +153,7 @@ def _whys(draft: _Draft) -> dict[str, Why]:
         name: each.why(known)
         for name, each in decided.items()
         if each.value is not None
-        and name.startswith(("method.", "training.", "adapters"))
+        and name.startswith(("method.", "training.", "adapters", "mixture"))
         and name != "method.quantised"
     }
     if known["peft_type"] == methods.FULL:
