@@ -65,3 +65,15 @@ def test_rows_of_another_format_leave_nothing_behind(tmp_path, tiny_model, rows)
     with pytest.raises(PeftsmithError, match="rows of texts are text"):
         planner.make(tmp_path / "project", wish)
     assert not (tmp_path / "project").exists()
+
+
+@pytest.mark.parametrize("said", ["a name of its own", "others is missing", "brings training rows"])
+def test_what_would_be_lost_in_silence_is_refused(said, tmp_path, tiny_model, rows):
+    billing, other = rows("billing", 12), rows("other", 12)
+    wish = {
+        "a name of its own": planner.Wish(model=str(tiny_model), data=billing, others={"billing": other}),
+        "others is missing": planner.Wish(model=str(tiny_model), data=billing, intent=Intent(mix=True)),
+        "brings training rows": planner.Wish(model=str(tiny_model), data=billing, eval=other, others={"more": other}),
+    }[said]
+    with pytest.raises(PeftsmithError, match=said):
+        planner.make(tmp_path / "project", wish)
