@@ -9,6 +9,8 @@ MODEL := .cache/models/smollm2
 export OMP_NUM_THREADS ?= 2
 export PEFTSMITH_TRAIN_PYTHON ?= $(CURDIR)/$(TRAIN)
 export PEFTSMITH_TEST_MODEL ?= $(CURDIR)/$(MODEL)
+# Tests start many Pythons, and each would compile the package and the tests again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-fast test-training test-system bench check format docs pins manifest architectures train-env demo-model clean
@@ -19,7 +21,7 @@ demo: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 test: test-fast test-training
 
 test-fast: .venv/ready check
-	$(CONTROL) -m pytest -q -n 2 --dist loadfile -m "not training and not system"
+	$(CONTROL) -m pytest -q -n 2 --dist worksteal -m "not training and not system"
 
 test-training: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) -m pytest -q -m "training and not system"
@@ -35,6 +37,7 @@ bench: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(TRAIN) benchmarks/targets.py
 	$(CONTROL) benchmarks/estimate_speed.py
 	$(CONTROL) benchmarks/first_run.py --results .cache/first_run.json --document
+	$(CONTROL) benchmarks/project_speed.py
 	PEFTSMITH_LABEL_CASES=20 $(CONTROL) -m pytest -q tests/data/test_labels_against_trainers.py
 
 check: .venv/ready

@@ -78,11 +78,11 @@ class Rows:
         messages = [{"role": "system", "content": _SYSTEM}] if draw.random() < 0.2 else []
         for turn in range(turns):
             role = "assistant" if turn % 2 else "user"
-            text = self._text(max(3, size * (3 if turn % 2 else 2) // (5 * turns // 2)), foreign)
+            text = self.text(max(3, size * (3 if turn % 2 else 2) // (5 * turns // 2)), foreign)
             messages.append({"role": role, "content": text})
         return {"messages": messages}
 
-    def _text(self, size: int, foreign: list[str] | None) -> str:
+    def text(self, size: int, foreign: list[str] | None) -> str:
         draw = self._draw
         words = draw.choices(self._words, cum_weights=self._weights, k=size)
         if foreign:

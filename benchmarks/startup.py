@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 Request = tuple[str, dict[str, object]]
 MCP_SERVER = Path(__file__).resolve().parent.parent / "mcp_server"
@@ -94,14 +95,15 @@ def measure(argv: list[str], request: Request, environment: dict[str, str], fold
             process.kill()
 
 
-def ask(process: subprocess.Popen[bytes], id_: int, method: str, params: dict[str, object]) -> None:
+def ask(process: subprocess.Popen[bytes], id_: int, method: str, params: dict[str, object]) -> Any:
+    """The result of a request."""
     send(process, {"jsonrpc": "2.0", "id": id_, "method": method, "params": params})
     for line in process.stdout or ():
         message = json.loads(line)
         if message.get("id") == id_:
             if "result" not in message:
                 raise SystemExit(f"{method} failed: {message}")
-            return
+            return message["result"]
     raise SystemExit(f"{process.args!r} ended before it answered {method}")
 
 

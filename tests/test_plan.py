@@ -31,6 +31,24 @@ def test_dump_and_parse_are_inverse_and_comments_stand_beside_their_field():
     assert "rank: 16  # capacity rule # 1" in text
 
 
+def test_question_answering_reads_in_windows():
+    data = {"train": "t.jsonl", "format": "question_answering"}
+    made = good(task="question_answering", data=data)
+    assert (made.training.stride, made.training.max_answer_tokens) == (made.training.max_length // 4, 30)
+    assert made.task_type == "QUESTION_ANS"
+    for wrong, said in (
+        ({"training": {"stride": None}}, "leave them out"),
+        ({"training": {"max_length": 64, "stride": 40}}, "at most half"),
+        ({"data": {**data, "format": "seq2seq"}}, "goes with data.format question_answering"),
+        (
+            {"task": "chat", "data": {"train": "t.jsonl", "format": "messages", "unanswerable": True}},
+            "not for task chat",
+        ),
+    ):
+        with pytest.raises(PeftsmithError, match=said):
+            good(**{"task": "question_answering", "data": data, **wrong})
+
+
 def test_yaml_is_1_2():
     text = (
         plan.dump(good()).replace("learning_rate: 0.0002", "learning_rate: 2e-4").replace("name: tickets", "name: off")

@@ -1,13 +1,16 @@
-"""The README's commands run as they stand there, and what it names exists."""
+"""The README's commands run as they stand there; commands, files, tools and counts that a document names exist."""
 
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from peftsmith import cli
+from peftsmith import cli, plan
+from peftsmith.operations import OPERATIONS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -18,6 +21,26 @@ COMMANDS = [
     if line.startswith("peftsmith ")
 ]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"]
+SKILLS = [path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / "skills").rglob("*.md"))]
+DECISIONS = [path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / "docs").rglob("*.md"))]
+EVERY = sorted({*DOCUMENTS, *SKILLS, *DECISIONS, "CHANGELOG.md", "agents/peft-specialist.md", "docs/benchmarks.md"})
+FOLDERS = ("mcp_server", "docs", "templates", "tests", "benchmarks", "examples", "requirements", "agents", "hooks")
+# Files of a project or a library, which are no part of the repository.
+PROJECT = {
+    "done.json",
+    "metrics.jsonl",
+    "plan.lock.json",
+    "plan.yaml",
+    "prepared.json",
+    "rejects.jsonl",
+    "run.json",
+    "status.json",
+}
+LIBRARY = {"loss/loss_utils.py", "optimizers/lorafa.py", "trainable_tokens/layer.py"}
+OTHERS = PROJECT | LIBRARY
+NAMES = {"ten": 10, "eleven": 11, "twelve": 12}
+# Tools that decision 4 says are missing on purpose.
+MISSING_ON_PURPOSE = {"merge_adapters", "export_model"}
 
 
 @pytest.mark.training
@@ -57,3 +80,54 @@ def test_make_targets_that_are_named_exist():
 
 def test_the_gate_calls_the_readmes_test_command():
     assert "make test" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def code_in(text: str) -> list[str]:
+    """What a markdown text sets as code: fenced and indented lines, and spans."""
+    fenced = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    indented = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    return [*fenced, *indented, *re.findall(r"`([^`\n]+)`", text)]
+
+
+@pytest.mark.parametrize("document", EVERY)
+def test_commands_that_are_named_exist_with_their_options(document):
+    for code in code_in((REPOSITORY / document).read_text(encoding="utf-8")):
+        words = shlex.split(code, comments=True) if code.startswith("peftsmith ") else []
+        if words[1:]:
+            command = cli.GROUPS.get((words[1], words[2] if words[2:] else ""), words[1])
+            known = cli._parser([command])._subparsers._group_actions[0].choices
+            assert command in known, (document, code)
+            options = {option for action in known[command]._actions for option in action.option_strings}
+            assert {word for word in words if word.startswith("--")} <= options, (document, code)
+
+
+@pytest.fixture(scope="module")
+def repository_files() -> list[str]:
+    found = [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*") if "__pycache__" not in path.parts]
+    return [f"/{path.relative_to(REPOSITORY).as_posix()}" for path in (*found, *REPOSITORY.glob("*.*"))]
+
+
+@pytest.mark.parametrize("document", EVERY)
+def test_files_that_are_named_exist(document, repository_files):
+    for code in code_in((REPOSITORY / document).read_text(encoding="utf-8")):
+        for name in re.findall(
+            r"(?<![\w/.*<-])((?:[\w-]+/)*[\w.-]+\.(?:py|toml|md|json|jsonl|j2|yaml))(?![\w*])", code
+        ):
+            there = any(path.endswith(f"/{name}") for path in repository_files)
+            assert there or name in OTHERS, (document, name)
+
+
+@pytest.mark.parametrize("document", EVERY)
+def test_tools_that_are_named_exist(document):
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    verbs = {name.split("_")[0] for name in OPERATIONS}
+    named = {name for name in re.findall(r"`([a-z]+_[a-z_]+)`", text) if name.split("_")[0] in verbs}
+    assert named - MISSING_ON_PURPOSE <= OPERATIONS.keys(), document
+
+
+def test_counts_in_the_readme_are_those_of_the_code():
+    (formats,) = re.findall(r"Data is read in (\w+) formats", README)
+    assert NAMES[formats] == len(get_args(plan.DataFormat))
+    package = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (python,) = re.findall(r"Python (3\.\d+) or newer", README)
+    assert package["requires-python"] == f">={python}"

@@ -76,6 +76,7 @@ def combination(
         "base": {"model": MODEL},
         "data": {
             "train": "data/train.jsonl",
+            "eval": "data/eval.jsonl" if training and {"eval_steps", "patience"} & set(training) else None,
             "test": "data/test.jsonl",
             "format": plan.TASK_FORMATS[task][0],  # type: ignore[index]
             "labels": LABELS if task in plan.LABELLED else [],
@@ -121,6 +122,8 @@ def _each_once(supported: list[str]) -> Iterator[Case]:
     for variant in facts()["variants"]:
         targets = {"target_modules": ["q_proj", "v_proj"]} if "exclude_modules" not in variant else {}
         yield combination("llama", "chat", {**method("LORA"), **targets, "config": variant})
+    for steps in facts()["steps"]:
+        yield combination("qwen2", "chat", method("LORA"), steps)
     yield combination("llama", "chat", {"peft_type": methods.FULL, "reason": "a test"})
     experts = {"target_parameters": facts()["targets"]["experts"]}
     yield combination("mixtral", "chat", {"rank": 4, "alpha": 8, "target_modules": None, "config": experts})

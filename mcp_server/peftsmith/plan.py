@@ -155,20 +155,11 @@ class FineTunePlan(Part):
             implied["group_by_length"] = False
         if not _can_checkpoint(document.get("method")):
             implied["gradient_checkpointing"] = False
+        if document.get("task") == "question_answering":
+            length = training.get("max_length", Training().max_length)
+            implied["stride"] = length // 4 if isinstance(length, int) else None
+            implied["max_answer_tokens"] = ANSWER_TOKENS
         return {**document, "training": {**implied, **training}}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _windows_of_contexts(cls, document: Any) -> Any:
-        """For question answering, silence means windows that share a quarter, and answers of at most 30 tokens."""
-        if not isinstance(document, dict) or document.get("task") != "question_answering":
-            return document
-        training = document.get("training", {})
-        length = training.get("max_length", Training().max_length) if isinstance(training, dict) else None
-        if not isinstance(length, int):
-            return document
-        silent = {"stride": length // 4, "max_answer_tokens": ANSWER_TOKENS}
-        return {**document, "training": {**training, **{k: v for k, v in silent.items() if training.get(k) is None}}}
 
     @model_validator(mode="after")
     def _task_fits_data(self) -> FineTunePlan:
@@ -185,6 +176,8 @@ class FineTunePlan(Part):
             raise ValueError(f"stride, max_answer_tokens and unanswerable are not for task {self.task}")
         if self.training.stride is not None and self.training.stride * 2 > self.training.max_length:
             raise ValueError("training.stride must be at most half of training.max_length: windows would hardly move")
+        if self.task == "question_answering" and None in (self.training.stride, self.training.max_answer_tokens):
+            raise ValueError("question answering needs training.stride and training.max_answer_tokens: leave them out")
         if self.task_type != "CAUSAL_LM":
             chosen = {"pad_token": None, "packing": "none", "loss_path": "fused"}
             odd = [name for name, usual in chosen.items() if getattr(self.training, name) != usual]

@@ -54,7 +54,11 @@ def test_the_instruction_counts_into_the_length(tmp_path, tiny_model, rows):
     long = planner.make(
         tmp_path / "b", planner.Wish(model=str(tiny_model), data=rows, system_prompt="Say a or b. " * 20)
     )
-    assert long.plan.training.max_length > short.plan.training.max_length
+
+    def longest(made):
+        return int(made.why["training.max_length"]["reason"].split("longest row has ")[1].split()[0])
+
+    assert longest(long) > longest(short)
 
 
 def test_chat_rows_make_a_chat_plan(tmp_path, tiny_model):
@@ -240,10 +244,12 @@ def test_plans_for_other_tasks_count_rows_as_their_scripts_read_them(tmp_path, c
     assert (made.plan.task, made.plan.data.format in plan.TASK_FORMATS[task]) == (task, True)
     for name, value in data.items():
         assert getattr(made.plan.data, name) == value
-    assert made.plan.training.max_length == 64
     windows = (16, 30) if task == "question_answering" else (None, None)
     assert (made.plan.training.stride, made.plan.training.max_answer_tokens) == windows
     assert {f"training.{name}" in made.why for name in ("stride", "max_answer_tokens")} == {windows[0] is not None}
+    packed = made.plan.training.packing == "bfd"
+    assert (packed, made.plan.training.max_length) == ((True, 512) if task == "text" else (False, 64))
+    assert made.plan.training.group_by_length is not packed
     assert not [each for each in made.findings if each.severity == "error"]
     assert not [each for each in made.findings if each.id in ("model.architecture.not_causal", "data.rows.unsupported")]
     assert "gpu" not in {each["id"] for each in made.questions}

@@ -100,6 +100,7 @@ def test_a_cut_down_model_is_wide_enough_for_the_plans_numbers():
     assert methods.twin_head(LORA, {"r": 64, "init_lora_weights": "pissa"}) == 32
     assert methods.twin_head(methods.method("C3A"), {}) == 256
     assert methods.twin_head(methods.method("C3A"), {"block_size": 32}) == 32
+    assert methods.twin_head(methods.method("SHIRA"), {"r": 24}) == 64
 
 
 def test_a_cut_down_model_is_deep_enough_for_the_layers_that_the_plan_names():

@@ -70,7 +70,12 @@ def test_order_and_who_is_taken(project, tmp_path, monkeypatch):
     assert [each.interpreter for each in found] == [str(p) for p in (train, plain, active, made)]
     assert environment.require(project).interpreter == str(active)
     monkeypatch.setenv("PEFTSMITH_TRAIN_PYTHON", str(named))
+    asked = []
+    monkeypatch.setattr(
+        environment, "ask", lambda path, origin, ask=environment.ask: asked.append(path) or ask(path, origin)
+    )
     assert environment.require(project).interpreter == str(named)
+    assert asked == [str(named)]  # whatever the others answer, it would be this one
     assert ids(environment.judge(environment.find(project))) == {
         "machine.environment.unusable": "info",
         "machine.environment.untested": "warning",

@@ -9,7 +9,12 @@ from peftsmith.model import anatomy, catalogue, memory, source
 from peftsmith.model.request import Request
 
 
-def bodies(folder):
+@pytest.fixture(scope="module")
+def bodies(tmp_path_factory):
+    return list(described(tmp_path_factory.mktemp("none")))
+
+
+def described(folder):
     for kind in catalogue.types():
         for task in catalogue.tasks(kind):
             entry = catalogue.entry(kind, task)
@@ -31,8 +36,8 @@ def estimated(body, request):
 
 @pytest.mark.parametrize("preset", ["all-linear", "everything"])
 @pytest.mark.parametrize("method", ["lora", "ia3", "oft"])
-def test_nearly_every_type_has_an_estimate(method, preset, tmp_path):
-    done = [estimated(body, Request(method=method, targets=preset)) for body in bodies(tmp_path)]
+def test_nearly_every_type_has_an_estimate(method, preset, bodies):
+    done = [estimated(body, Request(method=method, targets=preset)) for body in bodies]
     assert len(done) > 250 and sum(done) / len(done) > 0.95
 
 

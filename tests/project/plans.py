@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftsmith import files, lock, plan
+from peftsmith.project import generate
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LABELS = ["billing", "shipping", "other"]
@@ -64,6 +65,22 @@ def write_project(folder: Path, wanted: plan.FineTunePlan, base: Path | None = N
         if name:
             write_rows(folder / name, wanted.data.format)
     lock.save(folder, lock_for(wanted, base).model_copy(update={"plan_sha256": files.sha256_text(text)}))
+    return folder
+
+
+_GENERATED: dict[str, dict[Path, bytes]] = {}
+
+
+def generated(folder: Path, wanted: plan.FineTunePlan) -> Path:
+    """A project with its scripts. They are generated once a plan; after that the same bytes are written."""
+    key = wanted.model_dump_json()
+    if key not in _GENERATED:
+        generate.generate(write_project(folder, wanted))
+        found = (path for path in folder.rglob("*") if path.is_file())
+        _GENERATED[key] = {path.relative_to(folder): path.read_bytes() for path in found}
+    for name, content in _GENERATED[key].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     return folder
 
 

@@ -12,6 +12,9 @@ from peftsmith.project import fitness, generate
 from tests.project.plans import make, write_project
 
 INVALID = list(cases.invalid())
+PROMPT = {"peft_type": "PROMPT_TUNING", "config": {"num_virtual_tokens": 4}}
+ALORA = {"alora_invocation_tokens": [5, 6]}
+EARLY = {"training__patience": 2, "data__eval": "data/eval.jsonl"}
 
 
 def test_there_are_many_invalid_combinations_of_every_kind():
@@ -67,3 +70,28 @@ def test_methods_that_cannot_train_with_checkpointing_have_it_off_unless_it_is_a
     assert [each.id for each in fitness.judge(plan.validate(document), None) if each.severity == "error"] == [
         "plan.method.checkpointing"
     ]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "expected"),
+    [
+        ("llama", {"training__packing": "bfd", "training__loss_path": "labelled"}, []),
+        ("mamba", {"training__packing": "bfd", "method__target_modules": ["in_proj"]}, ["plan.packing.architecture"]),
+        ("qwen3_next", {"training__packing": "bfd"}, ["plan.packing.kernel"]),
+        ("a_new_type", {"training__packing": "bfd_split"}, ["plan.packing.untried"]),
+        ("llama", {"training__packing": "bfd", "method": PROMPT}, ["plan.packing.method"]),
+        ("llama", {"training__packing": "bfd", "method": {"peft_type": "LILY", "rank": 4}}, ["plan.packing.method"]),
+        ("llama", {"training__packing": "bfd", "method__config": ALORA}, ["plan.packing.method"]),
+        ("llama", {"training__loss_path": "labelled", "method": PROMPT}, ["plan.loss.labelled"]),
+        ("mixtral", {"training__loss_path": "labelled"}, ["plan.loss.labelled"]),
+        (
+            "llama",
+            {**EARLY, "method": {"peft_type": "ADALORA", "rank": 12, "config": {"target_r": 4}}},
+            ["plan.patience.method"],
+        ),
+        ("llama", EARLY, []),
+    ],
+)
+def test_what_a_step_cannot_do_with_a_base_or_method(model_type, changes, expected):
+    found = fitness.judge(make("chat", **changes), {"model_type": model_type})
+    assert [each.id for each in found] == expected

@@ -30,6 +30,12 @@ def looked(folder: Path, text: str, name: str = "train.py", **beside: str):
     return check.look(folder / name, None)
 
 
+def test_a_file_without_training_is_unknown_and_no_pass(tmp_path):
+    found = looked(tmp_path, "import json\n\nprint(json.dumps([]))\n").findings
+    assert [(each.id, each.severity) for each in found] == [("script.calls.none", "unknown")]
+    assert "script.calls.none" not in ids(looked(tmp_path, "import torch\n\nprint(torch.ones(2))\n"))
+
+
 def notebook(*cells: str, outputs: dict[int, str] | None = None) -> str:
     made = [
         {

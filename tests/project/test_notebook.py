@@ -12,14 +12,12 @@ from peftsmith import files, plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.project import generate, notebook, vet
 from peftsmith.project.foreign import source
-from tests.project.plans import lock_for, make, write_project
+from tests.project.plans import generated, lock_for, make, write_project
 
 
 @pytest.fixture
 def project(tmp_path):
-    folder = write_project(tmp_path / "project", make("chat", data__eval="data/eval.jsonl"))
-    generate.generate(folder)
-    return folder
+    return generated(tmp_path / "project", make("chat", data__eval="data/eval.jsonl"))
 
 
 def document(project: Path) -> dict:

@@ -7,15 +7,13 @@ import pytest
 from peftsmith import files, plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.plan import FineTunePlan, flatten_fields
-from peftsmith.project import generate, settings
-from tests.project.plans import make, write_project
+from peftsmith.project import settings
+from tests.project.plans import generated, make
 
 
 @pytest.fixture
 def project(tmp_path):
-    folder = write_project(tmp_path / "project", make())
-    generate.generate(folder)
-    return folder
+    return generated(tmp_path / "project", make())
 
 
 def _change(path, old, new):

@@ -16,7 +16,7 @@ from peftsmith.finding import catalogue
 from peftsmith.project import calls, generate, signatures, vet
 from peftsmith.worker import client
 from tests.conftest import REPOSITORY
-from tests.project.plans import make, write_project
+from tests.project.plans import generated, make, write_project
 
 GIT_CASES = {
     ".env*\n!.env.example\n": True,
@@ -29,9 +29,7 @@ GIT_CASES = {
 
 @pytest.fixture
 def project(tmp_path):
-    folder = write_project(tmp_path / "project", make())
-    generate.generate(folder)
-    return folder
+    return generated(tmp_path / "project", make())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,14 +177,14 @@ def test_the_secret_itself_is_never_shown(project):
 
 
 @pytest.mark.parametrize(("content", "good"), GIT_CASES.items())
-def test_gitignore_keeps_env_in_and_the_example_out(project, content, good):
-    (project / ".gitignore").write_text(content, encoding="utf-8")
-    subprocess.run(["git", "init", "-q", str(project)], check=True)
+def test_gitignore_keeps_env_in_and_the_example_out(tmp_path, content, good):
+    (tmp_path / ".gitignore").write_text(content, encoding="utf-8")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     names = [".env", ".env.local", ".env.example"]
-    argv = ["git", "-C", str(project), "check-ignore", "--no-index", *names]
+    argv = ["git", "-C", str(tmp_path), "check-ignore", "--no-index", *names]
     ignored = subprocess.run(argv, capture_output=True, encoding="utf-8", check=False).stdout.split()
     assert (ignored == [".env", ".env.local"]) == good
-    assert (("project.gitignore.env_exposed", "error") in _found(project)) != good
+    assert {each.id for each in vet._ignore_files(tmp_path)} == (set() if good else {"project.gitignore.env_exposed"})
 
 
 @pytest.mark.parametrize(
@@ -198,9 +196,10 @@ def test_gitignore_keeps_env_in_and_the_example_out(project, content, good):
         ("# HF_TOKEN=x", True),
     ],
 )
-def test_the_env_example_holds_placeholders(project, line, good):
-    (project / ".env.example").write_text(line + "\n", encoding="utf-8")
-    assert (("project.env_example.no_placeholder", "error") in _found(project)) != good
+def test_the_env_example_holds_placeholders(tmp_path, line, good):
+    (tmp_path / ".env.example").write_text(line + "\n", encoding="utf-8")
+    found = {(each.id, each.severity) for each in vet._ignore_files(tmp_path)}
+    assert (("project.env_example.no_placeholder", "error") in found) != good
 
 
 @pytest.mark.parametrize(
@@ -213,9 +212,20 @@ def test_the_env_example_holds_placeholders(project, line, good):
         ("HF_HOME=/data", True),
     ],
 )
-def test_the_env_example_says_where_to_get_each_key(project, text, good):
-    (project / ".env.example").write_text(text + "\n", encoding="utf-8")
-    assert (("project.env_example.no_source", "warning") in _found(project)) != good
+def test_the_env_example_says_where_to_get_each_key(tmp_path, text, good):
+    (tmp_path / ".env.example").write_text(text + "\n", encoding="utf-8")
+    found = {(each.id, each.severity) for each in vet._ignore_files(tmp_path)}
+    assert (("project.env_example.no_source", "warning") in found) != good
+
+
+def test_vetting_looks_at_both_of_these_files(project):
+    (project / ".gitignore").write_text(".env\n", encoding="utf-8")
+    (project / ".env.example").write_text("HF_TOKEN=abc\n", encoding="utf-8")
+    assert _found(project) == {
+        ("project.gitignore.env_exposed", "error"),
+        ("project.env_example.no_placeholder", "error"),
+        ("project.env_example.no_source", "warning"),
+    }
 
 
 def test_missing_files_and_drift_are_found(project):
@@ -235,8 +245,12 @@ def test_missing_files_and_drift_are_found(project):
 def test_a_row_that_would_stop_the_training_is_found_before(project, line):
     with (project / "data" / "train.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
-    [found] = [each for each in vet.vet(project, None) if each.id == "project.data.unusable_row"]
-    assert found.evidence["split"] == "train" and found.evidence["rows"][0].startswith("row 13: ")
+    [found] = vet._data(project, plan.load(project))  # that vetting asks for it shows test_a_missing_data_file_is_found
+    assert (
+        found.id == "project.data.unusable_row"
+        and found.evidence["split"] == "train"
+        and found.evidence["rows"][0].startswith("row 13: ")
+    )
 
 
 def test_a_missing_data_file_is_found(project):

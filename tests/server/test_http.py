@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from peftsmith.errors import PeftsmithError
 from tests.wire import HANDSHAKE, MCP_SERVER
 
 TOKEN = "t" * 32
@@ -76,14 +77,21 @@ def test_it_listens_on_loopback_only(port):
             assert probe.connect_ex((address, port)) != 0
 
 
-@pytest.mark.parametrize("token", [{}, {"PEFTSMITH_HTTP_TOKEN": ""}, {"PEFTSMITH_HTTP_TOKEN": "short"}])
-def test_it_does_not_start_without_a_token(tmp_path, token):
+def test_it_does_not_start_without_a_token(tmp_path):
     done = subprocess.run(
-        [*SERVE, "0"], cwd=tmp_path, env=environment(tmp_path, **token), capture_output=True, text=True, check=False
+        [*SERVE, "0"], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert "PEFTSMITH_HTTP_TOKEN" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("token", ["", "short", "t" * 15])
+def test_a_short_token_is_none(token):
+    from peftsmith.server.http import serve_http
+
+    with pytest.raises(PeftsmithError, match="at least 16 characters"):
+        serve_http(0, token)
 
 
 def test_a_port_in_use_is_one_clear_line(tmp_path):

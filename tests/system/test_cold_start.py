@@ -22,6 +22,7 @@ from tests.wire import MCP_SERVER, Wire
 PINS = MCP_SERVER.parent / "requirements" / "control.txt"
 BYTES_PER_SECOND = 1_000_000
 PIECE = 16 * 1024
+SLOWER_THAN_PYTHON = 10  # the start and four lists, against a Python that does nothing
 
 
 def installers() -> list[str]:
@@ -44,6 +45,13 @@ def metadata(wheel: Path) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (entry for entry in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", entry))
         return archive.read(name)
+
+
+def time_of_a_bare_python() -> float:
+    """Seconds that the same Python takes here and now to do nothing: on a busy machine everything is slower."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    return time.monotonic() - start
 
 
 class Line:
@@ -154,6 +162,7 @@ def test_a_first_start_connects_at_once_and_ends_with_working_tools(installer, i
     project = tmp_path / "project"
     project.mkdir()
 
+    bare = time_of_a_bare_python()
     start = time.monotonic()
     with Wire([sys.executable, MCP_SERVER / "launch.py"], cwd=project, **settings) as wire:
         wire.shake_hands()
@@ -172,10 +181,11 @@ def test_a_first_start_connects_at_once_and_ends_with_working_tools(installer, i
         assert wire.call("scan_secrets", {"path": "."})[1] is False
     assert wire.errors == ""
     print(
-        f"\n{installer}: connected after {connected:.2f} s, first call told after {first:.1f} s, "
-        f"tools work after {ready:.0f} s ({line.sent / 1e6:.0f} MB at {BYTES_PER_SECOND / 1e6:.0f} MB/s)"
+        f"\n{installer}: connected after {connected:.2f} s (bare Python {bare:.2f} s), "
+        f"first call told after {first:.1f} s, tools work after {ready:.0f} s "
+        f"({line.sent / 1e6:.0f} MB at {BYTES_PER_SECOND / 1e6:.0f} MB/s)"
     )
-    assert connected < 1
+    assert connected < max(1, SLOWER_THAN_PYTHON * bare)
     assert ready > line.sent / BYTES_PER_SECOND * 0.9, "the line was not throttled"
     (environment,) = (path for path in (home / "data").glob("env-*") if path.is_dir())
     compiled = len(list(environment.rglob("*.pyc")))

@@ -1,7 +1,7 @@
 """Which engines can serve an adapter as it is, and what to do for the others.
 
 Knows: what vLLM, SGLang, llama.cpp, Ollama and Transformers take, how each works out the scale.
-Does not know: whether the weights are sound (inspect.py). Rules: the serving table in docs/findings.md.
+Does not know: whether the weights are sound (inspect.py). Sources: the findings adapter.serving.*.
 """
 
 from __future__ import annotations

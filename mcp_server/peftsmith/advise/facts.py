@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftsmith.errors import PeftsmithError
-from peftsmith.knowledge import methods
+from peftsmith.knowledge import methods, packing
 from peftsmith.plan import ANSWER_TOKENS, TASK_TYPES, ServingTarget, Task
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ RANKS = (8, 16, 32, 64, 128, 256)
 USUAL_RANK, STYLE_RANK = 16, 32
 LARGEST_SHARE = 0.10  # of all parameters, as model/target_findings.py judges it
 BLOCK, USUAL_LENGTH, LENGTH_STEP = 2048, 1024, 64
+SHORTEST_PACK = 512  # tokens: products with fewer do not fill a processor, and rows fit badly
+EVEN = 0.7  # mean length / longest, above which packing gains little
+# Attention over a flattened batch of n tokens costs n / (6 x hidden) of the layers' products: a third at most.
+TOKENS_AT_ONCE = 2  # x hidden size
 # bfloat16 models whose activations leave fp16's range (unsloth-zoo PR 866; LLaMA-Factory issue 8088).
 OVERFLOW_FP16 = ("gemma", "qwen3_moe", "glm4_moe")
 # What PEFT cannot do without and the planner can choose; the values are those of PEFT's examples.
@@ -50,7 +54,8 @@ class Device:
 @dataclass(frozen=True)
 class Rows:
     """What values depend on. Token numbers are None when no tokenizer was there; `target` is the longest text that an
-    encoder-decoder has to write, or the longest answer in a context. `unanswered`: some questions have no answer."""
+    encoder-decoder has to write, or the longest answer in a context. `unanswered`: some questions have no answer.
+    `held_out`: there are rows to evaluate on the way."""
 
     count: int
     longest: int | None
@@ -58,6 +63,12 @@ class Rows:
     total_tokens: int | None = None
     target: int | None = None
     unanswered: bool = False
+    held_out: bool = False
+
+    @property
+    def mean(self) -> float | None:
+        """Tokens of a row, on average."""
+        return self.total_tokens / self.count if self.total_tokens and self.count else None
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,8 @@ def of(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent) -> dict[str
 def of_method(anatomy: Anatomy, intent: Intent, peft_type: str) -> dict[str, Any]:
     """What a method adds to the facts: whether it adapts linear layers and may be quantised."""
     if peft_type == methods.FULL:
-        return {"peft_type": peft_type, "adapts_linear": False, "quantisable": False}
+        none = {"peft_type": peft_type, "adapts_linear": False, "quantisable": False}
+        return {**none, **_of_step(anatomy, intent, None), "goes_back": True}
     known = methods.method(peft_type)
     if known.unsupported:
         raise PeftsmithError(
@@ -142,7 +154,39 @@ def of_method(anatomy: Anatomy, intent: Intent, peft_type: str) -> dict[str, Any
         "peft_type": peft_type,
         "adapts_linear": known.defaults.get("target_modules") == "all-linear",
         "quantisable": quantisable and not anatomy.quantization,
+        "goes_back": methods.resumes(known, intent.config),
+        **_of_step(anatomy, intent, known),
     }
+
+
+def _of_step(anatomy: Anatomy, intent: Intent, known: methods.Method | None) -> dict[str, Any]:
+    """Whether rows may share sequences, and whether the loss may be worked out at learnt positions alone."""
+    language = TASK_TYPES[intent.task] == "CAUSAL_LM"
+    apart = packing.keeps_apart(anatomy.model_type)
+    mixes = packing.method_mixes(known, intent.config) if known else None
+    if not language:
+        obstacle = "Rows of this task do not share sequences."
+    elif apart is None:
+        obstacle = f"Whether {anatomy.model_type} models keep packed rows apart has not been tried."
+    elif apart is not True:
+        obstacle = f"{anatomy.model_type} models do not keep packed rows apart."
+    elif known and mixes:
+        obstacle = f"{known.name} mixes packed rows: {mixes}."
+    else:
+        obstacle = "Rows are of like length."
+    hides = known is not None and packing.method_hides_labels(known)
+    return {
+        "may_pack": language and apart is True and not mixes,
+        "obstacle": obstacle,
+        "may_label": language and packing.labelled(anatomy.model_type) is True and not hides,
+    }
+
+
+def sequences_at_once(anatomy: Anatomy, facts: Mapping[str, Any]) -> int | None:
+    """How many packed sequences one pass may flatten into a single one; None where nothing is flattened."""
+    if not facts["packing"].startswith("bfd"):
+        return None
+    return max(1, TOKENS_AT_ONCE * anatomy.hidden // int(facts["max_length"]))
 
 
 def of_targets(anatomy: Anatomy, rows: Rows, intent: Intent, facts: Mapping[str, Any], preset: str) -> dict[str, Any]:
@@ -231,6 +275,10 @@ def _lengths(anatomy: Anatomy, rows: Rows) -> dict[str, Any]:
         "longest_known": longest is not None,
         "rounded_length": min(-(-(longest or USUAL_LENGTH) // LENGTH_STEP) * LENGTH_STEP, limit),
         "usual_length": min(USUAL_LENGTH, limit),
+        "packed_length": min(max(-(-(longest or 0) // LENGTH_STEP) * LENGTH_STEP, SHORTEST_PACK), limit),
+        "mean_length": round(rows.mean) if rows.mean else None,
+        "uneven": bool(longest and rows.mean and rows.mean < EVEN * max(longest, SHORTEST_PACK)),
+        "held_out": rows.held_out,
         "block_length": min(BLOCK, limit),
     }
 

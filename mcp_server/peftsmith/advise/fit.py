@@ -46,6 +46,7 @@ def request(facts: Mapping[str, Any], rows: Rows, device: Device, intent: Intent
     from peftsmith.model import memory
 
     length = facts["max_length"]
+    packed = facts["packing"] != "none"
     options = {name: value for name, value in facts["config"].items() if name not in _PLACES}
     if facts["peft_type"] == "CPT":
         options = {"num_virtual_tokens": len(options.get("cpt_token_ids") or ()), **options}
@@ -54,8 +55,8 @@ def request(facts: Mapping[str, Any], rows: Rows, device: Device, intent: Intent
         method="full" if facts["peft_type"] == methods.FULL else facts["peft_type"],
         rank=facts["rank"],
         targets=preset if preset != "none" else "all-linear",
-        batch_size=min(facts["effective"], _MOST_ROWS_AT_ONCE),
-        sequence_length=length if facts["task"] == "continued_pretraining" else min(rows.longest or length, length),
+        batch_size=min(facts["effective"], _MOST_ROWS_AT_ONCE, facts["sequences_at_once"] or _MOST_ROWS_AT_ONCE),
+        sequence_length=length if packed else min(rows.longest or length, length),
         precision=facts["precision"],
         gradient_checkpointing=False,
         device=device.kind,
@@ -63,7 +64,8 @@ def request(facts: Mapping[str, Any], rows: Rows, device: Device, intent: Intent
         task=task,
         labels=intent.labels,
         target_length=min(rows.target or length, length) if task == "seq2seq" else None,
-        padded=False if facts["task"] == "continued_pretraining" else None,
+        padded=False if packed else None,
+        loss="stock" if facts["loss_path"] == "labelled" else "trl_chunked",
     )
 
 

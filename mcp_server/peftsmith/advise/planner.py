@@ -209,7 +209,7 @@ def _rows(wish: Wish, body: Anatomy, detected: Detected, task: plan.Task) -> mea
             value=str(wish.data),
             next_step="audit_dataset names them; prepare_dataset puts them aside and writes the rest.",
         )
-    return found
+    return replace(found, rows=replace(found.rows, held_out=wish.eval is not None))
 
 
 def _together(

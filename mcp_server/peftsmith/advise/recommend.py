@@ -24,7 +24,8 @@ NF4 = {"bits": 4, "type": "nf4", "double": True}
 _AFTER_FIT = (
     "training.batch_size", "training.gradient_accumulation", "training.gradient_checkpointing",
     "training.learning_rate", "training.schedule", "training.warmup", "training.max_grad_norm",
-    "training.weight_decay", "training.group_by_length", "training.logging_steps", "training.save_steps",
+    "training.weight_decay", "training.group_by_length", "training.attention", "training.compile",
+    "training.dataloader_workers", "training.logging_steps", "training.save_steps", "training.patience",
 )  # fmt: skip
 
 
@@ -70,13 +71,14 @@ def _attempt(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent, *, ex
     known |= facts.of_targets(anatomy, rows, intent, known, preset)
     for name in ("rank", "alpha", "dropout", "config"):
         known[name] = draft.decide(f"method.{name}")
-    for name in ("precision", "max_length", "epochs"):
+    for name in ("packing", "loss_path", "precision", "max_length", "epochs"):
         known[name] = draft.decide(f"training.{name}")
     if intent.task == "question_answering":
         known |= facts.of_answers(rows, known["max_length"])
         for name in ("stride", "max_answer_tokens"):
             draft.decide(f"training.{name}")
-    known["effective"] = draft.decide("batch.effective")
+    known["effective"] = _in_sequences(draft.decide("batch.effective"), rows, known)
+    known["sequences_at_once"] = facts.sequences_at_once(anatomy, known)
     if known["datasets"]:
         draft.decide("mixture" if known["mix"] else "adapters")
     found = _fit(anatomy, draft, rows, device, intent, preset)
@@ -112,12 +114,19 @@ def _fit(anatomy: Anatomy, draft: _Draft, rows: Rows, device: Device, intent: In
     return quantised if draft.decide("method.quantised") and quantised else plain
 
 
+def _in_sequences(wanted: int, rows: Rows, known: dict[str, Any]) -> int:
+    """An effective batch of so many rows, as sequences that hold as many tokens."""
+    if known["packing"] in ("none", "wrapped") or not rows.mean:
+        return wanted
+    return max(1, round(wanted * rows.mean / int(known["max_length"])))
+
+
 def _of_fit(found: fit.Fit, rows: Rows, known: dict[str, Any]) -> dict[str, Any]:
     batch = found.request.batch_size
-    accumulation = max(1, known["effective"] // batch)
+    accumulation = max(1, round(known["effective"] / batch))
     whole = rows.count
-    if known["task"] == "continued_pretraining" and rows.total_tokens:
-        whole = max(1, rows.total_tokens // known["max_length"])
+    if known["packing"] != "none" and rows.total_tokens:
+        whole = max(1, ceil(rows.total_tokens / known["max_length"]))
     steps = max(1, ceil(whole / (batch * accumulation)) * ceil(known["epochs"]))
     rank, alpha = known["rank"], known["alpha"]
     return {

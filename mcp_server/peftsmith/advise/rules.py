@@ -153,7 +153,8 @@ RULES: Mapping[str, Rule] = {
     "plan.remote_code.allowed": lambda p: seen(p.base.trust_remote_code, revision=p.base.revision),
     "advise.test.missing": lambda p: seen(p.data.test is None),
     "plan.batch.large": lambda p: seen(effective_batch(p) > LARGEST_BATCH, effective=effective_batch(p)),
-    "plan.batch.single": lambda p: seen(effective_batch(p) == 1),
+    "plan.batch.single": lambda p: seen(effective_batch(p) == 1 and p.training.packing == "none"),
+    "plan.grouping.ineffective": lambda p: seen(p.training.group_by_length and p.training.packing != "none"),
     "plan.warmup.long": lambda p: seen(p.training.warmup > LONGEST_WARMUP, warmup=p.training.warmup),
     "plan.weight_decay.high": lambda p: seen(
         p.training.weight_decay > MOST_DECAY, weight_decay=p.training.weight_decay

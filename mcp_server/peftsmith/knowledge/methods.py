@@ -44,10 +44,11 @@ class Method:
     plan's values where it is silent, `with_rank` more of them for a plan that gives a rank, `needs` the fields without
     which PEFT cannot build the adapter. `merges` and `resumes` hold for a plain base, and unless an option of
     `unmerged` or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on` are model types that
-    it fails on, `only_on` the only ones, `fails_quantised` those it fails on when quantised; `widens`: on a quantised
-    base its layers answer in float32; `tasks` are PEFT's task types. `own_forward`: TRL's fused head does not reach its
-    loss. `divides`, `decomposes` and `twin_width` say how small a model can be (twin_head). `unsupported` is the reason
-    why no project is generated with it, or None; `refused` maps an option's name and value ("*": any) to such a reason.
+    it fails on, `only_on` the only ones, `fails_quantised` those it fails on when quantised; `widens` are bits of a
+    quantised base on which its layers answer in float32, `tasks` PEFT's task types. `own_forward`: TRL's fused head
+    does not reach its loss. `packs`: rows of one sequence stay apart. `divides`, `decomposes`, `sparse` and
+    `twin_width` say how small a model can be (twin_head). `unsupported` is the reason why no project is generated with
+    it, or None; `refused` maps an option's name and value ("*": any) to such a reason.
     """
 
     name: str
@@ -68,10 +69,12 @@ class Method:
     unresumed: tuple[str, ...] = ()
     checkpointing: bool = True
     own_forward: bool = False
+    packs: bool = True
     quantised: tuple[int, ...] = ()
     served: tuple[str, ...] = ("transformers",)
     divides: tuple[str, ...] = ()
     decomposes: bool = False
+    sparse: bool = False
     twin_width: int = 0
     alters_base: tuple[str, ...] = ()
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -79,7 +82,7 @@ class Method:
     fails_on: tuple[str, ...] = ()
     only_on: tuple[str, ...] = ()
     fails_quantised: tuple[str, ...] = ()
-    widens: bool = False
+    widens: tuple[int, ...] = ()
     unsupported: str | None = None
     note: str = ""
 
@@ -187,6 +190,8 @@ def twin_head(known: Method, options: Mapping[str, Any]) -> int:
     needed = [16, known.twin_width, *(of(name) for name in known.divides)]
     if known.decomposes or str(options.get("init_lora_weights", "")).startswith(_DECOMPOSING):
         needed.append(-(-of(known.names["rank"]) // 32) * 16 if "rank" in known.names else 0)
+    if known.sparse:
+        needed.append(-(-of(known.names["rank"]) // 16) * 32)
     return max(needed)
 
 

@@ -35,6 +35,7 @@ TESTED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "accelerate": ((1, 15), (2,)),
     "datasets": ((5, 2), (6,)),
 }
+_NAMED = "PEFTSMITH_TRAIN_PYTHON"  # the variable by which a user names one
 _SECONDS = 20
 # Asks the distribution metadata only: nothing of the environment is imported, and -I keeps the user's paths out.
 _ASK = (
@@ -74,19 +75,14 @@ def find(project: Path) -> list[Environment]:
     Order: PEFTSMITH_TRAIN_PYTHON, the project's .venv-train and .venv, the active venv and conda environment,
     .venv-train here, those that make_environment made, Jupyter kernels, python3 on the PATH.
     """
-    wanted: dict[str, str] = {}
-    for origin, python in _candidates(project):
-        # Not resolved: a venv's python is a link to the base interpreter, and it is the link that makes it a venv.
-        path = str(python.absolute())
-        if os.access(path, os.X_OK) and Path(path).is_file():
-            wanted.setdefault(path, origin)
+    wanted = _wanted(project)
     with ThreadPoolExecutor(4) as pool:
         asked = list(pool.map(lambda path: ask(path, wanted[path]), wanted))
     return [
         each
         for each in asked
         if each is not None
-        and (each.origin == "PEFTSMITH_TRAIN_PYTHON" or any(each.versions[name] for name in ("torch", "transformers")))
+        and (each.origin == _NAMED or any(each.versions[name] for name in ("torch", "transformers")))
     ]
 
 
@@ -128,8 +124,17 @@ def judge(found: list[Environment]) -> list[Finding]:
 
 
 def require(project: Path) -> Environment:
-    """The environment to use: the first without problems, else the first usable. PeftsmithError when there is none."""
-    usable = [each for each in find(project) if each.usable]
+    """The environment to use: the first without problems, else the first usable. PeftsmithError when there is none.
+
+    As `best(find(project))`, but nobody is asked after the first that `best` would take whatever comes behind it.
+    """
+    usable = []
+    for path, origin in _wanted(project).items():
+        asked = ask(path, origin)
+        if asked is not None and asked.usable:
+            usable.append(asked)
+            if origin == _NAMED or not asked.problems:
+                break
     if not usable:
         raise PeftsmithError(
             "There is no training environment (a Python with torch, transformers, peft and trl)",
@@ -141,7 +146,7 @@ def require(project: Path) -> Environment:
 
 def best(usable: list[Environment]) -> Environment:
     """The one that the user named, else the first without problems, else the first."""
-    named = [each for each in usable if each.origin == "PEFTSMITH_TRAIN_PYTHON"]
+    named = [each for each in usable if each.origin == _NAMED]
     return next(iter(named + [each for each in usable if not each.problems]), usable[0])
 
 
@@ -189,10 +194,21 @@ def python_in(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+def _wanted(project: Path) -> dict[str, str]:
+    """Interpreters that can be run -> where each was found, in the order in which they would be taken."""
+    wanted: dict[str, str] = {}
+    for origin, python in _candidates(project):
+        # Not resolved: a venv's python is a link to the base interpreter, and it is the link that makes it a venv.
+        path = str(python.absolute())
+        if os.access(path, os.X_OK) and Path(path).is_file():
+            wanted.setdefault(path, origin)
+    return wanted
+
+
 def _candidates(project: Path) -> Iterator[tuple[str, Path]]:
-    named = os.environ.get("PEFTSMITH_TRAIN_PYTHON")
+    named = os.environ.get(_NAMED)
     if named:
-        yield "PEFTSMITH_TRAIN_PYTHON", Path(named).expanduser()
+        yield _NAMED, Path(named).expanduser()
     yield "project/.venv-train", python_in(project / ".venv-train")
     yield "project/.venv", python_in(project / ".venv")
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from peftsmith import files
 from peftsmith.finding import Finding, finding
-from peftsmith.knowledge import methods
+from peftsmith.knowledge import methods, packing
 from peftsmith.lock import Lock
 from peftsmith.model import catalogue
 from peftsmith.plan import FineTunePlan
@@ -26,7 +26,7 @@ _CHECKED = ("LORA", "ADALORA", "RANDLORA")
 # Layers whose weights the model reads without calling them, or whose answer is no single tensor.
 _PAST_ADAPTERS = {
     **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",)),
-    **dict.fromkeys(("llama4", "llama4_text"), ("router",)),
+    **dict.fromkeys(("llama4", "llama4_text", "phimoe"), ("router",)),
 }
 
 
@@ -39,10 +39,16 @@ def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]
 
 
 def _judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
-    found = [*_method(plan), *_quantization(plan)]
+    found = [*_method(plan), *_quantization(plan), *_step_of_method(plan)]
     if config is None:
         return [*found, *_unchecked(plan)]
-    return [*found, *_architecture(plan, str(config.get("model_type"))), *_tied_tokens(plan, config)]
+    model_type = str(config.get("model_type"))
+    return [
+        *found,
+        *_architecture(plan, model_type),
+        *_tied_tokens(plan, config),
+        *_step_of_architecture(plan, model_type),
+    ]
 
 
 def base_config(lock: Lock) -> dict[str, Any] | None:
@@ -109,6 +115,39 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         yield finding("plan.method.checkpointing", message, method=known.name)
 
 
+def _step_of_method(plan: FineTunePlan) -> Iterator[Finding]:
+    """Packing, the loss at learnt positions, and early stopping, as far as the method decides."""
+    method, training = plan.method, plan.training
+    if method.full:
+        return
+    known = methods.method(method.peft_type)
+    mixes = packing.method_mixes(known, method.config) if training.packing.startswith("bfd") else None
+    if mixes:
+        yield finding("plan.packing.method", f"{known.name} mixes packed rows: {mixes}.", method=known.name)
+    if training.loss_path == "labelled" and packing.method_hides_labels(known):
+        message = f"The loss of {known.name} cannot be worked out at the learnt positions alone."
+        yield finding("plan.loss.labelled", message, method=known.name)
+    if training.patience is not None and not methods.resumes(known, method.config):
+        message = f"A checkpoint of {known.name} cannot be gone back to, so the best cannot be kept."
+        yield finding("plan.patience.method", message, method=known.name)
+
+
+def _step_of_architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
+    if plan.training.packing.startswith("bfd"):
+        apart = packing.keeps_apart(model_type)
+        if apart is None:
+            yield finding("plan.packing.untried", model_type=model_type)
+        elif apart is not True:
+            reason = apart or "packed rows see each other through its layers"
+            message = f"{model_type}: {reason}"
+            yield finding(
+                "plan.packing.kernel" if apart else "plan.packing.architecture", message, model_type=model_type
+            )
+    if plan.training.loss_path == "labelled" and packing.labelled(model_type) is False:
+        message = f"{model_type} models do not give logits at chosen positions alone, or add a loss of their own."
+        yield finding("plan.loss.labelled", message, model_type=model_type)
+
+
 def _quantization(plan: FineTunePlan) -> Iterator[Finding]:
     method = plan.method
     if method.quantization is None or method.full:
@@ -145,11 +184,15 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if model_type in known.fails_quantised and plan.method.quantization:
         message = f"{known.name} does not train on a quantised {model_type} model."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
-    elif (
-        known.widens and plan.method.quantization and plan.training.precision != "fp32" and _has_layer_norm(model_type)
-    ):
+    elif _widens(plan, known) and _has_layer_norm(model_type):
         message = f"{known.name} on a quantised {model_type} model gives its LayerNorms float32: train in fp32."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+
+
+def _widens(plan: FineTunePlan, known: methods.Method) -> bool:
+    """Do the method's layers answer in float32 though the plan computes in 16 bits?"""
+    quantization = plan.method.quantization
+    return quantization is not None and quantization.bits in known.widens and plan.training.precision != "fp32"
 
 
 def _has_layer_norm(model_type: str) -> bool:

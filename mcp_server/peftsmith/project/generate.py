@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from peftsmith import files, lock, plan
 from peftsmith.finding import Finding, finding
 from peftsmith.project import fitness, notebook, regenerate, render
-from peftsmith.secrets import find_in_text
+from peftsmith.secrets import allowed, find_in_text, title
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ def generate(project: Path) -> Written:
     if any(each.severity == "error" for each in refused):
         return Written([], refused)
     rendered = render.render(wanted_plan, before)
+    leaks = list(_credentials({plan.PLAN_FILE: plan_text, **rendered}))
+    if leaks:
+        return Written([], leaks)
     kept = regenerate.last(project, before.files)
     fates = {
         name: regenerate.decide(project / name, text, kept.get(name), before.files.get(name))
@@ -69,6 +72,15 @@ def generate(project: Path) -> Written:
     findings += [*refused, *_stale(wanted_plan, before)]
     listed = [{"path": name, "action": str(fate.action)} for name, fate in sorted(fates.items())]
     return Written(listed, findings)
+
+
+def _credentials(texts: Mapping[str, str]) -> Iterator[Finding]:
+    """Credentials in the plan, which every script made from it would spread."""
+    for name, text in texts.items():
+        for hit in find_in_text(text):
+            if not allowed(text, hit):
+                message = f"{name} line {hit.line}: {title(hit.kind)}, out of plan.yaml; nothing was written"
+                yield finding("project.script.secret", message, file=name, line=hit.line, kind=hit.kind)
 
 
 def _for_notebook(lying: str | None, generated: str) -> str:

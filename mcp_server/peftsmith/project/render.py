@@ -133,6 +133,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         **method,
         **together.facts(plan),
         **_methods_facts(plan),
+        "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
         "own_forward": own_forward,
         **_step_facts(plan, own_forward),
     }
@@ -230,6 +231,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": True,
         "prompt_learning": False,
         "own_forward": False,
+        "widens": False,
         "saves_modules": False,
     }
     if method.full:
@@ -242,6 +244,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "resumes": methods.resumes(known, method.config),
         "prompt_learning": known.prompt_learning,
         "own_forward": known.own_forward,
+        "widens": method.quantization is not None and method.quantization.bits in known.widens,
         "saves_modules": "modules_to_save" in known.fields,
         "options": [
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}

@@ -49,7 +49,7 @@ def main() -> int:
             continue
         signal.alarm(_SECONDS)
         try:
-            found[model_type] = difference(small(model_type), collator)
+            found[model_type] = tried(small(model_type), collator)
         except Exception as error:  # a type that cannot be tried stays unknown; it is reported
             print(f"{model_type}: unknown, {type(error).__name__}: {str(error)[:160]}", file=sys.stderr, flush=True)
         finally:
@@ -87,6 +87,41 @@ def built(config: Any, dtype: Any) -> Any:
         raise ValueError(f"{parameters:,} parameters")
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def tried(model: Any, collator: Collator) -> dict[str, Any]:
+    """What is kept of a type: `apart` (True, False, or what its class says when it refuses), by which attention, and
+    whether the head can be asked for the logits of some positions (`labelled`)."""
+    import torch
+
+    ids = torch.arange(7)[None]
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits  # a class that cannot do this much stays unknown
+    try:
+        seen = difference(model, collator)
+        apart: bool | str = not seen["leaks"]
+    except (ValueError, NotImplementedError) as error:
+        apart = " ".join(str(error).split())[:160]
+    return {
+        "apart": apart,
+        "attention": str(model.config._attn_implementation),
+        "labelled": _labelled(model, ids, whole),
+    }
+
+
+def _labelled(model: Any, ids: Any, whole: Any) -> bool:
+    """Whether logits of chosen positions are those of the whole, and no other loss hangs on the forward pass."""
+    import torch
+
+    chosen = torch.tensor([1, 4])
+    if hasattr(model.config.get_text_config(), "output_router_logits"):
+        return False  # the loss that balances experts would be lost
+    try:
+        with torch.no_grad():
+            part = model(input_ids=ids, use_cache=False, logits_to_keep=chosen).logits
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return part.shape[1] == 2 and bool(torch.allclose(part, whole[:, chosen], atol=1e-5))
 
 
 def difference(model: Any, collator: Collator) -> dict[str, Any]:

@@ -110,9 +110,13 @@ def cut_down(config: Any, head: int = HEAD, layers: int | None = LAYERS) -> None
     halves = [getattr(config, name, None) for name in ("encoder", "decoder")]
     inner = [each for each in halves if isinstance(each, PreTrainedConfig)]
     for text in inner or [config.get_text_config()]:
-        if hasattr(text, "per_layer_config"):  # gemma4: the twin's layers are all of one width
-            text.allow_global_per_layer_attribute_access = True
+        wider = getattr(text, "is_heterogeneous", False)  # gemma4's heads are wider in layers of full attention
+        if wider:
+            text.per_layer_config = None
         _cut_down(text, head, layers)
+        if wider:
+            full = [place for place, kind in enumerate(text.layer_types) if kind == "full_attention"]
+            text.per_layer_config = {place: {"head_dim": 2 * head} for place in full}
 
 
 def _cut_down(text: Any, head: int, layers: int | None) -> None:
@@ -197,9 +201,6 @@ def _layers(text: Any, least: int | None) -> None:
     for name, value in list(own.items()):
         if isinstance(value, list) and len(value) == old_layers > len(kept) and name != "block_types":
             setattr(text, name, [value[index] for index in kept])
-    by_layer = getattr(text, "per_layer_config", None)
-    if isinstance(by_layer, dict):
-        text.per_layer_config = {kept.index(each): value for each, value in by_layer.items() if each in kept}
     if getattr(text, "attn_layer_indices", None):
         text.attn_layer_indices = [place for place, index in enumerate(kept) if index in text.attn_layer_indices]
     if getattr(text, "hybrid_layer_ids", None):  # zamba2 works them out when it is read, and only then

@@ -167,6 +167,8 @@ def _faults(sources: list[source.Source]) -> Iterator[Finding]:
 
 
 def _unread(known: facts.Facts) -> Iterator[Finding]:
+    if not any(site.name.startswith(LIBRARIES) for site in known.sites):
+        yield finding("script.calls.none")
     for home, each in known.trace.unread:
         yield finding(
             "script.unread.code", f"{home.where(each.line)}: {each.what}", what=each.what, **home.place(each.line)

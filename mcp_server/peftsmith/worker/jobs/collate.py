@@ -14,12 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from peftsmith.worker import trainers
+from peftsmith.worker import apart, skeleton, trainers
 from peftsmith.worker.child import Report
 
 # A template that allocates without end must not take the machine down: this much above what the libraries hold.
 ROOM_BYTES = 4 << 30
-LEAK = 1e-3  # relative change of a hidden state, far above rounding
 _BATCHED = (
     "input_ids", "labels", "attention_mask", "position_ids", "completion_mask", "label", "start_positions",
     "end_positions",
@@ -93,34 +92,14 @@ def leak(trainer: Any, config: dict[str, Any]) -> dict[str, Any]:
     The batch is the trainer's collator's own. What is seen is this processor's attention, which is named.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from peftsmith.worker import skeleton
+    from transformers import AutoConfig
 
     with tempfile.TemporaryDirectory() as folder:
         cleaned = {name: value for name, value in config.items() if name not in ("quantization_config", "auto_map")}
         (Path(folder) / "config.json").write_text(json.dumps(cleaned), encoding="utf-8")
         loaded = AutoConfig.from_pretrained(folder)
     skeleton.cut_down(loaded)
-    model = AutoModelForCausalLM.from_config(loaded, dtype=torch.float32).eval()
-    draw = torch.Generator().manual_seed(0)
-    most = loaded.get_text_config().vocab_size
-    samples = [torch.randint(0, most, (length,), generator=draw).tolist() for length in (9, 14)]
-
-    def states(rows: list[list[int]]) -> Any:
-        joined = [token for row in rows for token in row]
-        packed = [{"input_ids": joined, "labels": joined, "seq_lengths": [len(row) for row in rows]}]
-        batch = {name: value for name, value in trainer.data_collator(packed).items() if name != "labels"}
-        with torch.no_grad():
-            return model(**batch, use_cache=False, output_hidden_states=True).hidden_states[-1][0]
-
-    together, alone = states(samples), torch.cat([states([row]) for row in samples])
-    largest = float((together - alone).abs().max() / alone.abs().max())
-    return {
-        "leaks": largest > LEAK,
-        "largest": round(largest, 6),
-        "attention": str(model.config._attn_implementation),
-    }
+    return apart.difference(apart.built(loaded, torch.float32), trainer.data_collator)
 
 
 def training_template(tokenizer: Any) -> str | None:

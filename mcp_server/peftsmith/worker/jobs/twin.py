@@ -207,6 +207,11 @@ def swapped_for(trainer: Any, plan: dict[str, Any]) -> list[str]:
     checkpointing = getattr(trainer.args, "activation_checkpointing", None)
     if plan["training"]["gradient_checkpointing"] and checkpointing is False:
         swapped.append("gradient checkpointing (switched off on the processor)")
+    attention, actual = plan["training"]["attention"], trainer.model.config._attn_implementation
+    if attention not in ("auto", actual):
+        swapped.append(f"attention {attention} (the processor used {actual})")
+    if plan["training"]["compile"] and not trainer.args.torch_compile:
+        swapped.append("compiling (switched off on the processor)")
     return swapped
 
 

@@ -1,0 +1,77 @@
+"""How batches are made, how the loss is worked out, when training stops: by rows, base, method and device."""
+
+import pytest
+
+from peftsmith.advise import recommend
+from peftsmith.advise.recommend import Device, Intent, Rows
+
+A100, CPU = Device("cuda", 72.0, (8, 0)), Device("cpu", 64.0)
+UNEVEN = Rows(count=2000, longest=512, loss_tokens=350_000, total_tokens=350_000)
+EVEN = Rows(count=2000, longest=512, loss_tokens=350_000, total_tokens=900_000)
+
+
+def training(bodies, base="llama", rows=UNEVEN, device=A100, intent=None):
+    return recommend.recommend(bodies[base], rows, device, intent or Intent())
+
+
+@pytest.mark.parametrize(
+    ("intent", "rows", "base", "packing", "rule"),
+    [
+        (Intent(), UNEVEN, "llama", "bfd", "packing.uneven"),
+        (Intent(), EVEN, "llama", "none", "packing.none"),
+        (Intent(), Rows(2000, 512, None), "llama", "none", "packing.none"),
+        (Intent(method="prefix_tuning"), UNEVEN, "llama", "none", "packing.none"),
+        (Intent(method="lily"), UNEVEN, "llama", "none", "packing.none"),
+        (Intent(task="continued_pretraining"), UNEVEN, "llama", "wrapped", "packing.pretraining"),
+        (Intent(task="sequence_classification"), UNEVEN, "llama", "none", "packing.none"),
+    ],
+)
+def test_uneven_rows_are_packed_where_they_stay_apart(bodies, intent, rows, base, packing, rule):
+    advice = training(bodies, base, rows, intent=intent)
+    assert (advice.training["packing"], advice.why["training.packing"].rule) == (packing, rule)
+    assert advice.training["group_by_length"] is (packing == "none")
+    assert advice.why["training.packing"].reason.strip()
+
+
+def test_an_update_of_packed_rows_trains_on_as_many_tokens_as_one_of_single_rows(bodies):
+    packed, single = training(bodies).training, training(bodies, rows=EVEN).training
+    sequences = packed["batch_size"] * packed["gradient_accumulation"]
+    assert single["batch_size"] * single["gradient_accumulation"] == 16
+    assert sequences == pytest.approx(16 * UNEVEN.mean / packed["max_length"], abs=1.5)
+
+
+def test_a_pass_flattens_no_more_tokens_than_attention_can_bear(bodies):
+    for base in ("llama", "tiny"):
+        advice = training(bodies, base)
+        flat = advice.training["batch_size"] * advice.training["max_length"]
+        assert advice.training["batch_size"] == 1 or flat <= 2 * bodies[base].hidden
+
+
+def test_short_rows_share_sequences_of_512_tokens(bodies):
+    assert training(bodies, rows=Rows(500, 40, 5000, 9000)).training["max_length"] == 512
+
+
+@pytest.mark.parametrize(
+    ("base", "device", "method", "path"),
+    [
+        ("llama", CPU, None, "labelled"),
+        ("llama", A100, None, "fused"),
+        ("mixtral", CPU, None, "fused"),
+        ("llama", CPU, "prompt_tuning", "fused"),
+        ("llama", CPU, "adaption_prompt", "fused"),
+    ],
+)
+def test_on_a_processor_the_loss_is_worked_out_at_the_learnt_positions(bodies, base, device, method, path):
+    config = {"adapter_len": 10, "adapter_layers": 2} if method == "adaption_prompt" else {}
+    advice = training(bodies, base, device=device, intent=Intent(method=method, config=config))
+    assert advice.training["loss_path"] == path
+    assert advice.fit.request.loss == ("stock" if path == "labelled" else "trl_chunked")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "count", "method", "patience"),
+    [(True, 500, None, 2), (False, 500, None, None), (True, 50_000, None, None), (True, 500, "adalora", None)],
+)
+def test_it_stops_early_where_there_is_something_to_judge_by(bodies, held_out, count, method, patience):
+    rows = Rows(count, 512, 100 * count, 175 * count, held_out=held_out)
+    assert training(bodies, rows=rows, intent=Intent(method=method)).training["patience"] == patience
