@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from peftsmith import files, plan
 from peftsmith.advise import measure, recommend
 from peftsmith.advise.facts import Intent
+from peftsmith.errors import PeftsmithError
 
 if TYPE_CHECKING:
     from peftsmith.data.formats import Detected
@@ -58,10 +59,27 @@ class Wish:
     def tasks(self) -> dict[str, tuple[Path, Path | None]]:
         """Adapter's name -> its rows and its test rows; the first is called what its file is, or its folder."""
         if not self.others:
+            if self.other_tests or self.intent.mix:
+                raise PeftsmithError(
+                    "Several tasks need rows of their own: others is missing",
+                    value=sorted(self.other_tests),
+                    next_step="Give others, a file by name, or leave mix and other_tests out.",
+                )
             return {}
         generic = self.data.stem.lower() in ("train", "data", "rows")
         first = re.sub(r"[^a-z0-9]+", "-", (self.data.parent.name if generic else self.data.stem).lower()).strip("-")
         found: dict[str, tuple[Path, Path | None]] = {first[:40]: (self.data, self.test)}
+        wrong = [
+            *(found.keys() & self.others),
+            *(self.other_tests.keys() - self.others),
+            *(["eval"] if self.eval else []),
+        ]
+        if wrong:
+            raise PeftsmithError(
+                "Each task needs a name of its own, and brings training rows and test rows only",
+                value=wrong,
+                next_step=f"The first is called {first[:40]}, as its file; name the others otherwise; give no eval.",
+            )
         return found | {name: (path, self.other_tests.get(name)) for name, path in self.others.items()}
 
 

@@ -80,7 +80,7 @@ def _attempt(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent, *, ex
     known["effective"] = _in_sequences(draft.decide("batch.effective"), rows, known)
     known["sequences_at_once"] = facts.sequences_at_once(anatomy, known)
     if known["datasets"]:
-        draft.decide("adapters")
+        draft.decide("mixture" if known["mix"] else "adapters")
     found = _fit(anatomy, draft, rows, device, intent, preset)
     known |= _of_fit(found, rows, known)
     for name in _AFTER_FIT:
@@ -162,7 +162,7 @@ def _whys(draft: _Draft) -> dict[str, Why]:
         name: each.why(known)
         for name, each in decided.items()
         if each.value is not None
-        and name.startswith(("method.", "training.", "adapters"))
+        and name.startswith(("method.", "training.", "adapters", "mixture"))
         and name != "method.quantised"
     }
     if known["peft_type"] == methods.FULL:

@@ -133,9 +133,9 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "unwraps": method["saves_modules"] and trains_whole and not method["lora"],
         **task,
         **method,
-        "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
         **together.facts(plan),
         **_methods_facts(plan),
+        "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
         "own_forward": own_forward,
         **_step_facts(plan, own_forward),
     }

@@ -17,6 +17,7 @@ from typing import Any
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
+from peftsmith.project import together
 from peftsmith.run import host as hosts
 from peftsmith.run import logs, store
 
@@ -26,6 +27,7 @@ _ETA_ROWS = 50
 _FLAT_ROWS, _FLAT_SHARE, _FLAT_FALL, _FLAT_LOSS = 20, 0.5, 0.02, 0.5
 
 Row = dict[str, Any]
+_OF_PART = {"adapter", "part", "parts"}  # what a row says of where it belongs, among several adapters
 
 
 def read_metrics(host: hosts.Host, path: Path) -> list[Row]:
@@ -112,6 +114,13 @@ def metrics(rows: list[Row], *, kind: str, state: str) -> list[Finding]:
     """What loss and gradient norm say. A zero loss counts with a dead gradient or from the first row on: a logged
     0.0 alone may be a small loss, rounded. A single infinite gradient norm is how fp16 loss scaling finds its scale."""
     found: list[Finding] = []
+    names = list(dict.fromkeys(row["adapter"] for row in rows if isinstance(row.get("adapter"), str)))
+    if len(names) > 1:  # each has a loss of its own, which begins high again
+        for name in names:
+            own = [{key: row[key] for key in row.keys() - _OF_PART} for row in rows if row.get("adapter") == name]
+            ended = state if name == names[-1] else "done"
+            found += [together.about(each, files.clean(name, 80)) for each in metrics(own, kind=kind, state=ended)]
+        return found
     seen = [(row.get("step"), _measured(row, "loss"), _measured(row, "grad_norm")) for row in rows]
     losses = [(step, loss, norm) for step, loss, norm in seen if loss is not None]
     if not losses:
