@@ -331,3 +331,10 @@ def test_an_adapter_whose_layers_answer_in_float32_is_read_so():
             assert ("\nDTYPE = torch.float32\n" in files[name]) == (precision == "bf16"), (name, precision)
             assert ("PRECISION" in files[name]) == (precision == "fp32"), (name, precision)
         assert "}[PRECISION]" in files["train.py"]
+
+
+def test_what_peft_turns_into_parameters_is_not_trained():
+    method = {"peft_type": "ADALORA", "rank": 12, "config": {"target_r": 8}}
+    for precision in ("bf16", "fp32"):
+        wanted = make("chat", method=method, training__precision=precision)
+        assert (".ranknum." in render.render(wanted, lock_for(wanted))["train.py"]) == (precision == "bf16")
