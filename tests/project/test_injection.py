@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from benchmarks import first_run
+from benchmarks.first_runs import cases
 from peftsmith import plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
@@ -219,7 +219,7 @@ def test_every_field_that_takes_text_was_tried():
 
 @pytest.mark.parametrize("name", [each for each in methods.names() if not methods.method(each).unsupported])
 def test_options_of_every_method_are_inert(name):
-    base = make("chat", method=first_run._method(name)).model_dump(mode="json")
+    base = make("chat", method=cases.method(name)).model_dump(mode="json")
     _, taken, shown = _inert(base, HOSTILE["code"], fields=("method.config",))
     assert "method.config" in taken
     assert "method.config" in shown or not _options(name, HARMLESS)

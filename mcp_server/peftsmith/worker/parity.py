@@ -126,6 +126,9 @@ def in_float32(model: Any) -> Any:
     for module in model.modules():
         if isinstance(getattr(module, "compute_dtype", None), torch.dtype):
             module.compute_dtype = torch.float32
+        packed = getattr(getattr(module, "weight", None), "quant_state", None)
+        if packed is not None:  # some adapters work with the unpacked weights themselves
+            packed.dtype = torch.float32
     return model
 
 
