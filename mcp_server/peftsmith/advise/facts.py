@@ -162,24 +162,24 @@ def of_method(anatomy: Anatomy, intent: Intent, peft_type: str) -> dict[str, Any
 def _of_step(anatomy: Anatomy, intent: Intent, known: methods.Method | None) -> dict[str, Any]:
     """Whether rows may share sequences, and whether the loss may be worked out at learnt positions alone."""
     language = TASK_TYPES[intent.task] == "CAUSAL_LM"
-    apart = packing.keeps_apart(anatomy.model_type)
-    mixes = packing.method_mixes(known, intent.config) if known else None
-    if not language:
-        obstacle = "Rows of this task do not share sequences."
-    elif apart is None:
-        obstacle = f"Whether {anatomy.model_type} models keep packed rows apart has not been tried."
-    elif apart is not True:
-        obstacle = f"{anatomy.model_type} models do not keep packed rows apart."
-    elif known and mixes:
-        obstacle = f"{known.name} mixes packed rows: {mixes}."
-    else:
-        obstacle = "Rows are of like length."
+    obstacle = _obstacle(anatomy.model_type, intent, known) if language else "Rows of this task do not share sequences."
     hides = known is not None and packing.method_hides_labels(known)
     return {
-        "may_pack": language and apart is True and not mixes,
-        "obstacle": obstacle,
+        "may_pack": obstacle is None,
+        "obstacle": obstacle or "Rows are of like length, or could not be counted.",
         "may_label": language and packing.labelled(anatomy.model_type) is True and not hides,
     }
+
+
+def _obstacle(model_type: str, intent: Intent, known: methods.Method | None) -> str | None:
+    """Why rows must not share a sequence."""
+    apart = packing.keeps_apart(model_type)
+    if apart is None:
+        return f"Whether {model_type} models keep packed rows apart has not been tried."
+    if apart is not True:
+        return f"{model_type} models do not keep packed rows apart{' without a further kernel' if apart else ''}."
+    mixes = packing.method_mixes(known, intent.config) if known else None
+    return f"{known.name} mixes packed rows: {mixes}." if known and mixes else None
 
 
 def sequences_at_once(anatomy: Anatomy, facts: Mapping[str, Any]) -> int | None:
