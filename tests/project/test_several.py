@@ -154,6 +154,12 @@ def test_scripts_are_laid_out_by_hand_and_drift_is_seen(kind, tmp_path, tiny_mod
         assert drifted.evidence["to_plan"] == {"adapters.billing.train": "data/billing/other.jsonl"}
         changed = plan.parse(plan.edit(files.read_text(project / plan.PLAN_FILE), drifted.evidence["to_plan"]))
         assert changed.adapters["billing"].train == "data/billing/other.jsonl"
+    if kind == "weighted mixture":
+        edit(project / "train.py", "data/billing/train.jsonl", "data/billing/other.jsonl")
+        edit(project / "train.py", '"delivery": 1.5', '"delivery": 2.0')
+        (drifted,) = settings.drift(project, wanted)
+        to_plan = {"mixture.billing.train": "data/billing/other.jsonl", "mixture.delivery.weight": 2.0}
+        assert drifted.evidence["to_plan"] == to_plan
 
 
 @pytest.mark.parametrize("option", ["use_rslora", "use_dora"])

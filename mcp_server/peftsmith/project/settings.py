@@ -150,7 +150,9 @@ def drift(project: Path, plan: FineTunePlan) -> list[Finding]:
         wanted = read(generated)
         differing = {name: value for name, value in wanted.items() if name in found and not _same(found[name], value)}
         if differing:
-            to_plan = {field: value for name in differing for field, value in _patch(name, found[name], wanted[name])}
+            to_plan = {
+                field: value for name in differing for field, value in _patch(plan, name, found[name], wanted[name])
+            }
             findings.append(
                 finding(
                     "plan.drift",
@@ -169,10 +171,12 @@ def drift(project: Path, plan: FineTunePlan) -> list[Finding]:
     return findings
 
 
-def _patch(name: str, found: Any, wanted: Any) -> Iterator[tuple[str, Any]]:
-    """The plan's fields that a script's setting changes. One that holds a value for each adapter changes those that the
-    plan has; a new adapter needs its rows in the plan first."""
+def _patch(plan: FineTunePlan, name: str, found: Any, wanted: Any) -> Iterator[tuple[str, Any]]:
+    """The plan's fields that a script's setting changes. One that holds a value for each adapter, or part of a mixture,
+    changes those that the plan has; a new one needs its rows in the plan first."""
     field = fields()[name]
+    if plan.mixture:
+        field = field.replace("adapters.*", "mixture.*")
     if "*" not in field:
         yield field, found
     elif isinstance(found, dict):
