@@ -28,6 +28,7 @@ FOLDERS = ("mcp_server", "docs", "templates", "tests", "benchmarks", "examples",
 # Files of a project or a library, which are no part of the repository.
 PROJECT = {
     "infer.py",
+    "merge.py",
     "train.py",
     "evaluate.py",
     "done.json",
