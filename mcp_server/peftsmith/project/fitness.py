@@ -165,7 +165,7 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if plan.method.full:
         return
     yield from _targets(plan, model_type)
-    clashes = _against_parameters(plan)
+    clashes = [] if plan.method.config.get("target_parameters") else _against_parameters(plan)
     if model_type == "mixtral" and plan.method.target_modules == "all-linear" and clashes:
         message = f"PEFT adapts mixtral's experts as parameters, which does not go with {' or '.join(clashes)}."
         yield finding("plan.method.parameters", message, options=clashes)
