@@ -13,7 +13,7 @@ export PEFTSMITH_TEST_MODEL ?= $(CURDIR)/$(MODEL)
 unexport PYTHONDONTWRITEBYTECODE
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-training test-system bench check format docs pins manifest architectures train-env demo-model clean
+.PHONY: demo test test-fast test-training test-system bench check format docs pins manifest architectures packing train-env demo-model clean
 
 demo: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) examples/support-tickets/demo.py
@@ -36,6 +36,7 @@ bench: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) benchmarks/audit_speed.py
 	$(TRAIN) benchmarks/targets.py
 	$(CONTROL) benchmarks/estimate_speed.py
+	$(CONTROL) benchmarks/throughput.py
 	$(CONTROL) benchmarks/first_run.py --results .cache/first_run.json --document
 	$(CONTROL) benchmarks/project_speed.py
 	PEFTSMITH_LABEL_CASES=20 $(CONTROL) -m pytest -q tests/data/test_labels_against_trainers.py
@@ -58,6 +59,10 @@ manifest: .venv/ready
 # What config.json implies for every model type of the installed transformers: about half an hour, then look at the changes.
 architectures: .venv-train/ready
 	cd mcp_server && $(abspath $(TRAIN)) -m peftsmith.worker.catalogue peftsmith/knowledge/architectures.jsonl
+
+# On which architectures packed rows stay apart: some minutes, then look at the changes.
+packing: .venv-train/ready
+	cd mcp_server && $(abspath $(TRAIN)) -m peftsmith.worker.apart peftsmith/knowledge/packing.json
 
 # Needs uv. Look at the difference before committing it: these are the versions that the tests prove.
 pins:

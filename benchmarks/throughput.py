@@ -29,9 +29,9 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(REPOSITORY / "mcp_server")]
+    sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "mcp_server")]
 
-import chat_rows  # noqa: E402
+from benchmarks import chat_rows  # noqa: E402
 
 AGAINST_FIRST, AGAINST_GROUPED, LOSS_WITHIN = 2.0, 1.3, 0.02
 CHATS, MEDIAN, P95, LONGEST = 2000, 120, 700, 512

@@ -122,3 +122,11 @@ def test_flash_attention_and_compiling_are_swapped_on_a_processor_and_said(envir
     assert [each.id for each in verdict.findings] == ["twin.cpu.swapped"]
     assert any("flash_attention_2" in each for each in verdict.seen["swapped"])
     assert any("compil" in each for each in verdict.seen["swapped"])
+
+
+@pytest.mark.training
+def test_the_mask_of_packed_rows_is_proven_and_they_do_not_see_each_other(environment, tmp_path, tiny_model):
+    project = make_project(tmp_path / "project", tiny_model, training={"packing": "bfd", "max_length": 96})
+    seen, found = mask.prove(project, plan.load(project), environment)
+    assert seen["state"] == "proven"
+    assert not {"data.packing.leaks", "data.mask.differs"} & {each.id for each in found}

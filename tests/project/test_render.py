@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tokenize
 import tomllib
+from collections import Counter
 from functools import cache
 from io import StringIO
 
@@ -187,11 +188,11 @@ def test_settings_are_the_plans_values(rendered):
         found = settings.read(code)
         assert found.get("BASE_MODEL", wanted.base.model if wanted.method.full else None) == wanted.base.model
         assert settings.unreadable(code) == []
+        words = Counter(token.string for token in tokenize.generate_tokens(StringIO(code).readline))
         for setting, value in found.items():
             field = settings.fields()[setting]
             assert value == flat.get(field, field.rpartition(".")[2]), (name, setting)
-            used = [token for token in tokenize.generate_tokens(StringIO(code).readline) if token.string == setting]
-            assert len(used) >= 2, f"{name} never uses {setting}"
+            assert words[setting] >= 2, f"{name} never uses {setting}"
     assert {"LEARNING_RATE", "TRAIN_FILE", "PRECISION"} <= set(settings.read(files["train.py"]))
 
 
@@ -302,7 +303,7 @@ def test_a_template_cannot_print_an_unfiltered_value():
 def test_every_template_is_used():
     folder = assets.folder("templates")
     sources = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in folder.rglob("*.j2")}
-    named = set(render._PLAIN_FILES.values()) | {"evaluate_classification.py.j2", "merge.py.j2"}
+    named = set(render._PLAIN_FILES.values()) | {"evaluate_classification.py.j2", "infer_adapters.py.j2", "merge.py.j2"}
     named |= {f"{name}_{kind}.py.j2" for name in ("train", "infer", "evaluate") for kind in render.KINDS.values()}
     named |= {name for source in sources.values() for name in re.findall(r'include "([^"]+)"', source)}
     assert named == set(sources)

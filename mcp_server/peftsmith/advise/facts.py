@@ -76,7 +76,8 @@ class Intent:
     """What the user said. `method` is lora, qlora, full or any PEFT type; None, as everywhere: not said.
 
     `config` are fields of PEFT's config that the user sets, `labels` how many classes there are, `adapters` how many
-    of them one server is to hold at a time, `reason` why all weights must train.
+    of them one server is to hold at a time, `datasets` the names of several tasks for one base
+    (`mix`: for one adapter), `reason` why all weights must train.
     """
 
     task: Task = "chat"
@@ -88,6 +89,8 @@ class Intent:
     reason: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     labels: int = 2
+    datasets: tuple[str, ...] = ()
+    mix: bool = False
 
     @property
     def peft_type(self) -> str | None:
@@ -125,6 +128,9 @@ def of(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent) -> dict[str
         "has_bf16": device.has_bf16,
         "capability_text": _capability(device),
         "rows": rows.count,
+        "datasets": len(intent.datasets),
+        "mix": intent.mix,
+        "dataset_names": ", ".join(intent.datasets),
         "loss_tokens": rows.loss_tokens,
         "loss_known": rows.loss_tokens is not None,
         "unanswered": rows.unanswered,
@@ -156,24 +162,24 @@ def of_method(anatomy: Anatomy, intent: Intent, peft_type: str) -> dict[str, Any
 def _of_step(anatomy: Anatomy, intent: Intent, known: methods.Method | None) -> dict[str, Any]:
     """Whether rows may share sequences, and whether the loss may be worked out at learnt positions alone."""
     language = TASK_TYPES[intent.task] == "CAUSAL_LM"
-    apart = packing.keeps_apart(anatomy.model_type)
-    mixes = packing.method_mixes(known, intent.config) if known else None
-    if not language:
-        obstacle = "Rows of this task do not share sequences."
-    elif apart is None:
-        obstacle = f"Whether {anatomy.model_type} models keep packed rows apart has not been tried."
-    elif apart is not True:
-        obstacle = f"{anatomy.model_type} models do not keep packed rows apart."
-    elif known and mixes:
-        obstacle = f"{known.name} mixes packed rows: {mixes}."
-    else:
-        obstacle = "Rows are of like length."
+    obstacle = _obstacle(anatomy.model_type, intent, known) if language else "Rows of this task do not share sequences."
     hides = known is not None and packing.method_hides_labels(known)
     return {
-        "may_pack": language and apart is True and not mixes,
-        "obstacle": obstacle,
+        "may_pack": obstacle is None,
+        "obstacle": obstacle or "Rows are of like length, or could not be counted.",
         "may_label": language and packing.labelled(anatomy.model_type) is True and not hides,
     }
+
+
+def _obstacle(model_type: str, intent: Intent, known: methods.Method | None) -> str | None:
+    """Why rows must not share a sequence."""
+    apart = packing.keeps_apart(model_type)
+    if apart is None:
+        return f"Whether {model_type} models keep packed rows apart has not been tried."
+    if apart is not True:
+        return f"{model_type} models do not keep packed rows apart{' without a further kernel' if apart else ''}."
+    mixes = packing.method_mixes(known, intent.config) if known else None
+    return f"{known.name} mixes packed rows: {mixes}." if known and mixes else None
 
 
 def sequences_at_once(anatomy: Anatomy, facts: Mapping[str, Any]) -> int | None:

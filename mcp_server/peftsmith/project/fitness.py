@@ -17,6 +17,7 @@ from peftsmith.knowledge import methods, packing
 from peftsmith.lock import Lock
 from peftsmith.model import catalogue
 from peftsmith.plan import FineTunePlan
+from peftsmith.project import together
 
 _HEADS = ("lm_head", "embed_out")
 # PEFT refuses out_proj and conv1d of these types (tuners_utils.py, _check_lora_target_modules_mamba) to these methods.
@@ -30,7 +31,14 @@ _PAST_ADAPTERS = {
 
 
 def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
-    """Findings that stand against generating this plan's scripts; `config` is the base's config.json, if known."""
+    """Findings that stand against generating this plan's scripts; `config` is the base's config.json, if known.
+
+    Of several adapters each is judged as if it were alone, and then whether they share a base.
+    """
+    return [*together.judge(plan), *together.each_alone(plan, lambda one: _judge(one, config))]
+
+
+def _judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
     found = [*_method(plan), *_quantization(plan), *_step_of_method(plan)]
     if config is None:
         return [*found, *_unchecked(plan)]
