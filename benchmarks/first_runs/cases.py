@@ -261,6 +261,7 @@ def _invalid_targets() -> Iterator[Case]:
     yield combination("gpt2", "text", wide, {"precision": "bf16"}, refused="plan.method.architecture")
     experts = {"target_parameters": facts()["targets"]["experts"]}
     for chosen in (
+        {"config": {"use_dora": True}},
         {"config": {**experts, "use_dora": True}},
         {"config": {**experts, "lora_bias": True}},
         {"config": experts, "dropout": 0.1},

@@ -77,12 +77,10 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         why = methods.why_refused(known, name, value)
         if why:
             yield finding("plan.method.option", f"{name}={str(value)[:40]}: {why}.", option=name)
-    if method.config.get("target_parameters"):
-        clashes = [name for name in ("use_dora", "lora_bias", "alora_invocation_tokens") if method.config.get(name)]
-        clashes += ["dropout"] if method.dropout else []
-        if clashes:
-            message = f"target_parameters does not go with {' or '.join(clashes)}."
-            yield finding("plan.method.parameters", message, options=clashes)
+    clashes = _against_parameters(plan)
+    if method.config.get("target_parameters") and clashes:
+        message = f"target_parameters does not go with {' or '.join(clashes)}."
+        yield finding("plan.method.parameters", message, options=clashes)
     if method.config.get("init_lora_weights") == "eva" and plan.task_type != "CAUSAL_LM":
         message = "The scripts start EVA from the rows of a language model only."
         yield finding("plan.method.option", message, option="init_lora_weights")
@@ -175,6 +173,10 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if plan.method.full:
         return
     yield from _targets(plan, model_type)
+    clashes = [] if plan.method.config.get("target_parameters") else _against_parameters(plan)
+    if model_type == "mixtral" and plan.method.target_modules == "all-linear" and clashes:
+        message = f"PEFT adapts mixtral's experts as parameters, which does not go with {' or '.join(clashes)}."
+        yield finding("plan.method.parameters", message, options=clashes)
     known = methods.method(plan.method.peft_type)
     if plan.task_type not in known.tasks:
         return  # refused already, whatever the architecture
@@ -231,6 +233,12 @@ def _tied_tokens(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Find
             "method.config.trainable_token_indices trains the same tokens there."
         )
         yield finding("plan.method.architecture", message, method="TRAINABLE_TOKENS", model_type=model_type)
+
+
+def _against_parameters(plan: FineTunePlan) -> list[str]:
+    """Options that LoRA does not have on experts, which are parameters and no layers."""
+    options = [name for name in ("use_dora", "lora_bias", "alora_invocation_tokens") if plan.method.config.get(name)]
+    return [*options, "dropout"] if plan.method.dropout else options
 
 
 def _targets(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:

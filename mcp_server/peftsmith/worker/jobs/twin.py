@@ -222,7 +222,7 @@ def reloaded(memory: Any, base: Path, result: Path, wanted: proofs.Wanted) -> di
     dtype = body.get_input_embeddings().weight.dtype
     rounded = not wanted.full and _is_rounded(memory)
     memory = parity.in_float32(memory)
-    ids = parity.probe_ids(parity.vocabulary(body))
+    ids = parity.probe_ids(parity.vocabulary(body), wanted.tokens)
     expected = parity.logits(memory, ids)
     if wanted.full:
         effect = parity.difference(expected, parity.logits(wanted.loader.load(base, dtype), ids))
