@@ -29,15 +29,18 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "mcp_server")]
 
-from benchmarks import first_run, startup  # noqa: E402
-from peftsmith import files  # noqa: E402
+from benchmarks import startup  # noqa: E402
+from benchmarks.first_runs import cases, project  # noqa: E402
+from peftsmith import files, plan  # noqa: E402
 from peftsmith.worker import client  # noqa: E402
+from peftsmith.worker.shrink import NEEDED  # noqa: E402
 
 # Seconds: plan, generate and vet together; the whole check with the twin.
 COLD, WARM, TWIN, COMMON_TWIN = 20.0, 2.0, 60.0, 15.0
 COMMON = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "bert", "roberta", "modernbert", "t5")
 OTHERS = ("mixtral", "qwen3_moe", "falcon_h1", "mamba", "deberta-v2")
-EVERY = (*first_run.DECODERS, *first_run.ENCODERS, *first_run.PAIRS)
+EVERY = tuple(cases.kinds())
+TASKS = {"encoder": "sequence_classification", "encoder-decoder": "seq2seq"}  # the others answer chats
 ROWS = 24
 
 
@@ -112,34 +115,34 @@ def _stop_workers(home: Path) -> None:
 def without_twin(model: Path, repeats: int) -> tuple[float, list[dict[str, float]]]:
     """Seconds from the server's start to a vetted project, and of each step of the warm ones after it."""
     with fresh() as (server, work):
-        data = write_rows(work, "chat")
+        data = write_rows(work, _case("llama"))
         _vetted(server, model, data, work / "first")
         cold = time.perf_counter() - server.spawned
         return cold, [_vetted(server, model, data, work / f"warm-{number}") for number in range(repeats)]
 
 
-def _vetted(server: Server, model: Path, data: Path, project: Path) -> dict[str, float]:
-    _, planned = server.call("plan_finetune", project=str(project), model=str(model), data=str(data), test=str(data))
-    _, generated = server.call("generate_project", project=str(project))
-    seen, vetted = server.call("check_project", project=str(project), twin=False)
+def _vetted(server: Server, model: Path, data: Path, folder: Path) -> dict[str, float]:
+    _, planned = server.call("plan_finetune", project=str(folder), model=str(model), data=str(data), test=str(data))
+    _, generated = server.call("generate_project", project=str(folder))
+    seen, vetted = server.call("check_project", project=str(folder), twin=False)
     if not seen["proofs"]["vet"]["ok"]:
-        raise SystemExit(f"{project.name} was not vetted: {seen['findings']}")
+        raise SystemExit(f"{folder.name} was not vetted: {seen['findings']}")
     return {"plan": planned, "generate": generated, "vet": vetted}
 
 
 def twins(model_type: str) -> Twins:
     """The check of one type's project on a cold and on a warm worker."""
-    task = "chat" if model_type in first_run.DECODERS else "sequence_classification"
-    task = "seq2seq" if model_type in first_run.PAIRS else task
+    case = _case(model_type)
+    task = case.plan["task"]
     with fresh() as (server, work):
-        model = _model(work / "model", model_type)
-        data = write_rows(work, task)
+        model = _model(work / "model", case)
+        data = write_rows(work, case)
         took = []
         for name in ("cold", "warm"):
-            project = str(work / name)
-            server.call("plan_finetune", project=project, model=str(model), data=str(data), test=str(data), task=task)
-            server.call("generate_project", project=project)
-            seen, seconds = server.call("check_project", project=project)
+            folder = str(work / name)
+            server.call("plan_finetune", project=folder, model=str(model), data=str(data), test=str(data), task=task)
+            server.call("generate_project", project=folder)
+            seen, seconds = server.call("check_project", project=folder)
             twin = seen["proofs"].get("twin") or {"ok": False}
             if seen["digest"] is None or not twin["ok"] or twin["cached"]:
                 wrong = [each["message"] for each in seen["findings"] if each["severity"] == "error"]
@@ -148,16 +151,24 @@ def twins(model_type: str) -> Twins:
     return Twins(model_type, *took)
 
 
-def _model(folder: Path, model_type: str) -> Path:
+def _case(model_type: str) -> cases.Case:
+    task = TASKS.get(cases.kinds()[model_type], "chat")
+    return cases.combination(model_type, task, cases.method("LORA", model_type))
+
+
+def _model(folder: Path, case: cases.Case) -> Path:
     """A base with the type's own vocabulary size, which is what a twin cannot cut down."""
-    first_run.write_model(folder, model_type)
-    config = files.read_json(folder / "config.json")
-    files.write_json(folder / "config.json", {name: value for name, value in config.items() if name != "vocab_size"})
+    config = project.write_base(folder, case, plan.validate(case.plan))
+    own = {**NEEDED.get(config["model_type"], {}), **case.config}
+    if "vocab_size" not in own:
+        config = {name: value for name, value in config.items() if name != "vocab_size"}
+        files.write_json(folder / "config.json", config)
     return folder
 
 
-def write_rows(folder: Path, task: str) -> Path:
-    lines = [json.dumps(first_run._row(task, number)) for number in range(ROWS)]
+def write_rows(folder: Path, case: cases.Case) -> Path:
+    wanted = plan.validate(case.plan)
+    lines = [json.dumps(project.row(wanted, number)) for number in range(ROWS)]
     path = folder / "rows.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -184,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=REPOSITORY / ".cache" / "models" / "smollm2")
     parser.add_argument("--types", default=",".join((*COMMON, *OTHERS)))
-    parser.add_argument("--all", action="store_true", help="every type that first_run.py knows")
+    parser.add_argument("--all", action="store_true", help="every type that first_run.py tries")
     parser.add_argument("--repeats", type=int, default=5, help="warm projects without twin")
     given = parser.parse_args(argv)
     chosen = EVERY if given.all else tuple(given.types.split(","))

@@ -17,6 +17,9 @@ def shown(**values):
 def test_what_files_say_cannot_steer_the_terminal():
     lines = shown(**{"name": "a\x1b]0;title\x07b", "layers": [{"kind\x1b[2J": 1.5}], "two": "a\nerror data.x forged"})
     assert lines == ["name a ]0;title b", "layers kind [2J 1.5", "two a error data.x forged"]
+    assert shown(labels={"a\nerror forged": 1}, **{"b\nerror forged": "x"}) == [
+        "labels a error forged 1", "b error forged x",
+    ]  # fmt: skip
     assert shown(cells=[{"a": "x\ny", "b": "w" * 99}, {"a": "z", "b": 2}])[2].split()[:2] == ["x", "y"]
 
 

@@ -206,6 +206,7 @@ def invalid() -> Iterator[Case]:
             yield combination(model_type, task, method("LORA", model_type), refused="plan.task.architecture")
     for chosen in facts()["wrong"]:
         yield combination("llama", "chat", chosen, refused="plan")
+    yield from _invalid_steps()
     yield from _invalid_targets()
     yield from _invalid_options()
 
@@ -239,10 +240,28 @@ def _invalid_of(known: methods.Method) -> Iterator[Case]:
     yield combination("llama", "chat", {"peft_type": name, "config": {"no_such_field": 1}}, refused="plan")
 
 
+def _invalid_steps() -> Iterator[Case]:
+    """Batches and losses that a task, a method or an architecture does not bear."""
+    packed, labelled = {"packing": "bfd"}, {"loss_path": "labelled"}
+    for model_type in ("mamba", "bloom"):
+        chosen = method("LORA", model_type)
+        yield combination(model_type, "text", chosen, packed, refused="plan.packing.architecture")
+    for name in ("PROMPT_TUNING", "PREFIX_TUNING"):
+        yield combination("llama", "chat", method(name), packed, refused="plan.packing.method")
+    yield combination("llama", "chat", method("PROMPT_TUNING"), labelled, refused="plan.loss.labelled")
+    yield combination("bert", "sequence_classification", method("LORA"), packed, refused="plan")
+    yield combination("llama", "chat", method("LORA"), {"eval_steps": 3, "patience": 2}, refused="plan")
+
+
 def _invalid_targets() -> Iterator[Case]:
-    """Experts and state-space layers take less than other layers do."""
+    """Quantised layers, experts and state-space layers take less than other layers do."""
+    eight, four = {"quantization": {"bits": 8}}, {"quantization": {"bits": 4}}
+    yield combination("bart", "seq2seq", {**method("GRALORA"), **eight}, refused="plan.method.architecture")
+    wide = {**method("RANDLORA"), **four}
+    yield combination("gpt2", "text", wide, {"precision": "bf16"}, refused="plan.method.architecture")
     experts = {"target_parameters": facts()["targets"]["experts"]}
     for chosen in (
+        {"config": {"use_dora": True}},
         {"config": {**experts, "use_dora": True}},
         {"config": {**experts, "lora_bias": True}},
         {"config": experts, "dropout": 0.1},

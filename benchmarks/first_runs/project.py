@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.first_runs.cases import Case
 from peftsmith import __version__, files, lock, plan
+from peftsmith.knowledge import methods
 from peftsmith.worker.shrink import NEEDED
 from peftsmith.worker.skeleton import TOKENIZER_FILES
 from tests import tiny
@@ -65,7 +66,7 @@ def write_base(folder: Path, case: Case, wanted: plan.FineTunePlan) -> dict[str,
     else:
         vocabulary = _write_tokenizer(folder, wanted)
         special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
-        if wanted.task_type == "SEQ_2_SEQ_LM":
+        if methods.supports("SEQ_2_SEQ_LM", str(config.get("model_type"))):
             special["decoder_start_token_id"] = 3
         stated = dict(NEEDED.get(str(config.get("model_type")), {}))
         # A whole config keeps its vocabulary, which the twin has as well; else the tokenizer's is enough.

@@ -100,7 +100,8 @@ def _proven(wanted: plan.FineTunePlan, stated: dict[str, Any], verdict: twin.Twi
 
 
 def _figures(found: Finding) -> str:
-    seen = {name: value for name, value in found.evidence.items() if isinstance(value, (int, float))}
+    shown = ("foreign", "frozen", "unmatched", "found")
+    seen = {name: value for name, value in found.evidence.items() if isinstance(value, (int, float)) or name in shown}
     return f" {seen}" if seen else ""
 
 

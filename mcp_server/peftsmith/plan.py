@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
+from peftsmith.plan_adapters import MOST, RESERVED, Adapter, AdapterName, Share
 from peftsmith.plan_method import Method, Part, ShortText, Text
 from peftsmith.plan_migrations import MIGRATIONS
 
@@ -53,10 +54,11 @@ class Base(Part):
 class Data(Part):
     """Where the rows are (paths relative to the project) and how to read them.
 
+    With `adapters` or `mixture` the files stand there.
     `unanswerable`: a question may have no answer in its context, so that no answer is an answer too.
     """
 
-    train: ShortText
+    train: ShortText | None = None
     eval: ShortText | None = None
     test: ShortText | None = None
     format: DataFormat
@@ -133,6 +135,8 @@ class FineTunePlan(Part):
     base: Base
     data: Data
     method: Method = Field(default_factory=Method)
+    adapters: Annotated[dict[AdapterName, Adapter], Field(max_length=MOST)] = {}
+    mixture: Annotated[dict[AdapterName, Share], Field(max_length=MOST)] = {}
     training: Training = Training()
     serving: ServingTarget = "transformers"
     tracking: Literal["none", "tensorboard"] = "none"
@@ -183,10 +187,61 @@ class FineTunePlan(Part):
             raise ValueError("training.patience needs rows to evaluate: data.eval")
         return self
 
+    @model_validator(mode="after")
+    def _rows_in_one_place(self) -> FineTunePlan:
+        if self.adapters and self.mixture:
+            raise ValueError("adapters are trained apart, a mixture together: a plan has one of the two")
+        several: Mapping[str, Adapter | Share] = self.adapters or self.mixture
+        if not several:
+            if self.data.train is None:
+                raise ValueError("data.train is missing: the file with the rows to train on")
+            return self
+        named = [name for name in ("train", "eval", "test") if getattr(self.data, name) is not None]
+        if named:
+            raise ValueError(f"with several data sets, each names its own files: data.{named[0]} must go")
+        if len(several) < 2:
+            raise ValueError("adapters and mixture are for two data sets or more; one stands in data")
+        reserved = sorted(RESERVED & set(self.adapters))
+        if reserved:
+            raise ValueError(f"an adapter cannot be called {reserved[0]}: PEFT or merge.py give that name themselves")
+        for name, each in self.adapters.items():
+            if each.method and each.method.quantization != self.method.quantization:
+                raise ValueError(f"all adapters share one base: {name} must have the quantization of method")
+        for field in ("eval", "test", "system_prompt" if self.adapters else "weight"):
+            without = [name for name, each in several.items() if getattr(each, field) is None]
+            if 0 < len(without) < len(several):
+                raise ValueError(f"either every data set has its own {field} or none; {without[0]} has none")
+        return self
+
     @property
     def task_type(self) -> str:
         """PEFT's name of the task."""
         return TASK_TYPES[self.task]
+
+    def alone(self) -> dict[str, FineTunePlan]:
+        """Name of an adapter, or of a part of the mixture -> the plan that has it alone. A plan without either is the
+        only one, by no name: ""."""
+        if not self.adapters and not self.mixture:
+            return {"": self}
+        found = {}
+        for name, share in self.mixture.items():
+            files = {"train": share.train, "eval": share.eval, "test": share.test}
+            found[name] = self.model_copy(update={"mixture": {}, "data": self.data.model_copy(update=files)})
+        for name, own in self.adapters.items():
+            prompt = self.data.system_prompt if own.system_prompt is None else own.system_prompt
+            rows = {"train": own.train, "eval": own.eval, "test": own.test, "system_prompt": prompt}
+            changed = {"adapters": {}, "data": self.data.model_copy(update=rows), "method": own.method or self.method}
+            found[name] = self.model_copy(update=changed)
+        return found
+
+    def splits(self) -> dict[str, str]:
+        """Every file of rows by its split: train, eval, test, or of several data sets billing.train and so on."""
+        found: dict[str, str] = {}
+        for name, one in self.alone().items():
+            prefix = f"{name}." if name else ""
+            given = {"train": one.data.train, "eval": one.data.eval, "test": one.data.test}
+            found |= {f"{prefix}{split}": file for split, file in given.items() if file is not None}
+        return found
 
 
 # The formats that the scripts of a task read (prepare_dataset writes the others so).
@@ -268,6 +323,8 @@ def dump(plan: FineTunePlan, comments: Mapping[str, str] | None = None) -> str:
         result = CommentedMap()
         for key, item in value.items():
             dotted = f"{prefix}{key}"
+            if dotted in ("adapters", "mixture") and not item:
+                continue  # most plans have one data set and no need of these words
             result[key] = commented(item, dotted + ".") if isinstance(item, Mapping) else item
             if comments and dotted in comments:
                 result.yaml_add_eol_comment(" ".join(files.clean(comments[dotted], 200).split()), key)
@@ -305,7 +362,7 @@ def flatten(plan: FineTunePlan) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(value: Any, prefix: str) -> None:
-        if isinstance(value, dict) and value and not prefix.startswith(tuple(f"{each}." for each in _OPEN)):
+        if isinstance(value, dict) and value and not any(f".{each}." in f".{prefix}" for each in _OPEN):
             for key, item in value.items():
                 walk(item, f"{prefix}.{key}" if prefix else key)
         else:

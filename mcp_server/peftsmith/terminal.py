@@ -1,7 +1,7 @@
 """A result as a person reads it in a terminal: tables, short text, the findings, the command that comes next.
 
 Knows: how values of any result are laid out, what only programs read, which command follows which.
-Does not know: operations, arguments, or what a terminal can do (cli.py). `--json` prints the whole result.
+Does not know: what operations do, their arguments, what a terminal can do (cli.py). `--json` prints the whole result.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def text_of(result: Result, *, coloured: bool = False) -> str:
 
     lines = []
     for depth, key, text in _lines({key: value for key, value in result.items() if key != "findings"}):
-        lines.append(f"{'  ' * depth}{styled(_printable(key), _BOLD)} {_printable(text)}".rstrip())
+        lines.append(
+            f"{'  ' * depth}{styled(_printable(key).replace(chr(10), ' '), _BOLD)} {_printable(text)}".rstrip()
+        )
     for each in result["findings"]:
         severity = styled(f"{each['severity']:7}", *_STYLES[each["severity"]])
         lines.append(f"{severity} {styled(each['id'], _BOLD)} {_printable(each['message'])}")
@@ -146,7 +148,7 @@ def _line(item: Any) -> str:
     if _is_empty(item):
         return "none"
     if isinstance(item, Mapping):
-        return ", ".join(f"{key} {_line(each)}" for key, each in _shown(item).items())
+        return ", ".join(f"{_line(key)} {_line(each)}" for key, each in _shown(item).items())
     if isinstance(item, list):
         return ", ".join(map(_line, item))
     if isinstance(item, bool):

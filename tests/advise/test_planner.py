@@ -272,7 +272,7 @@ def test_words_of_a_plan_for_another_server_gpu_and_method(tmp_path, tiny_model,
 
 
 def test_a_method_that_cannot_work_leaves_nothing_behind(tmp_path, tiny_model, rows):
-    for method, said in (("poly", "task id"), ("full", "reason")):
+    for method, said in (("poly", "task's number"), ("full", "reason")):
         with pytest.raises(PeftsmithError, match=said):
             planner.make(tmp_path / "p", planner.Wish(model=str(tiny_model), data=rows, intent=Intent(method=method)))
     assert not (tmp_path / "p").exists()

@@ -106,12 +106,12 @@ def of_others(folder):
     heads = document(
         "FacebookAI/roberta-base", task="sequence_classification", data={**labelled, "label_column": "class"}
     )
-    gpt2 = {"model_type": "gpt2", "n_layer": 3, "n_embd": 128, "n_head": 4}
+    pythia = {"model_type": "gpt_neox", "num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 4}
     tokens = {"peft_type": "TRAINABLE_TOKENS", "config": {"token_indices": [7, 450]}}
     return [
         document("my-model"),
         heads,
-        {"plan": document("somebody/unnamed", method=tokens), "config": gpt2, "refused": None},
+        {"plan": document("somebody/unnamed", method=tokens), "config": pythia, "refused": None},
         {"plan": document("meta-llama/Llama-3.1-8B", method={"rank": 0}), "refused": True},
         {"plan": document("t5-small"), "refused": "plan.task.architecture"},
         {"model_type": "bert", "task": "seq2seq", "method": {"rank": 4}, "refused": "plan.task.architecture"},
@@ -135,7 +135,7 @@ def test_plans_of_others_are_read_from_any_kind_of_file(tmp_path, suffix):
     found = plans.read(place)
     assert [each.refused for each in found] == [None, None, None, True, *["plan.task.architecture"] * 2, None]
     types = [each.config.get("model_type") for each in found]
-    assert types == ["llama", "roberta", "gpt2", "llama", "t5", "bert", None]
+    assert types == ["llama", "roberta", "gpt_neox", "llama", "t5", "bert", None]
     assert "nobody/nothing" in found[-1].untried
     assert len({each.name for each in found}) == len(found)
 

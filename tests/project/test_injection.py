@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from benchmarks import first_run
+from benchmarks.first_runs import cases
 from peftsmith import plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
@@ -37,6 +37,7 @@ HOSTILE = {
 }
 # Text of a form of its own, or that the scripts do not read: a plan with any other text there is refused.
 CLOSED = {"name", "base.revision", "data.roles", "data.label_names", "method.peft_type", "training.chat_template"}
+SEVERAL = {"adapters", "mixture"}  # named parts with fields of their own, tried in a plan that has them
 Place = tuple[str, str, int]  # field, way, which of the way's values
 text = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\t\"'\\{}%#`$"), max_size=120)
 
@@ -213,13 +214,13 @@ def test_every_field_that_takes_text_was_tried():
     """A new field in which no task's plan takes hostile text is named among the closed ones, or tried otherwise."""
     seen = [_seen(task, kind) for task, kind in itertools.product(plan.TASK_FORMATS, HOSTILE)]
     taken = set().union(*(each[1] for each in seen))
-    assert taken == set(FIELDS) - CLOSED
+    assert taken == set(FIELDS) - CLOSED - SEVERAL
     assert set().union(*(each[2] for each in seen)) == taken - {"method.reason"}  # README.md alone has it
 
 
 @pytest.mark.parametrize("name", [each for each in methods.names() if not methods.method(each).unsupported])
 def test_options_of_every_method_are_inert(name):
-    base = make("chat", method=first_run._method(name)).model_dump(mode="json")
+    base = make("chat", method=cases.method(name)).model_dump(mode="json")
     _, taken, shown = _inert(base, HOSTILE["code"], fields=("method.config",))
     assert "method.config" in taken
     assert "method.config" in shown or not _options(name, HARMLESS)
@@ -245,7 +246,41 @@ def test_the_locks_commit_is_a_literal():
     assert settings.read(render.render(wanted, locked)["train.py"])["BASE_REVISION"] == HOSTILE["code"]
 
 
-@pytest.mark.parametrize("field", sorted(set(FIELDS) - CLOSED))
+def _several(kind: str, value: str, path: str) -> plan.FineTunePlan:
+    """A plan of several adapters or data sets with `path` in the names of their files, `value` in every other text."""
+    document = copy.deepcopy(_base("chat"))
+    document["data"] |= {"train": None, "eval": None, "test": None}
+    files = {split: f"{path}.jsonl" for split in ("train", "eval", "test")}
+    method = {"peft_type": "LORA", "rank": 4, "alpha": 8, "target_modules": [value], "config": {"bias": "none"}}
+    own = {"system_prompt": value, "method": method} if kind == "adapters" else {}
+    document[kind] = {"first": {**files, **own}, "second": {**files, "train": "data/other.jsonl", **own}}
+    return plan.validate(document)
+
+
+@pytest.mark.parametrize("kind", sorted(SEVERAL))
+def test_texts_of_several_parts_are_inert(kind):
+    hostile, harmless = _several(kind, HOSTILE["code"], HOSTILE["path"]), _several(kind, HARMLESS, HARMLESS)
+    files, expected = (render.render(each, lock_for(each)) for each in (hostile, harmless))
+    assert files.keys() == expected.keys()
+    for name in (each for each in files if each.endswith(".py")):
+        tree = ast.parse(files[name])
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                node.value = node.value.replace(HOSTILE["code"], HARMLESS).replace(HOSTILE["path"], HARMLESS)
+        assert ast.dump(tree) == ast.dump(ast.parse(expected[name])), name
+    assert HARMLESS in expected["train.py"]
+
+
+@pytest.mark.parametrize("name", ['a"b', "a b", "a\nb", "{{a}}", "../a", "a" * 200])
+@pytest.mark.parametrize("kind", sorted(SEVERAL))
+def test_names_of_several_parts_are_plain(kind, name):
+    document = _several(kind, HARMLESS, HARMLESS).model_dump(mode="json")
+    document[kind][name] = document[kind].pop("first")
+    with pytest.raises(PeftsmithError, match="not a valid plan"):
+        plan.validate(document)
+
+
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - CLOSED - SEVERAL))
 def test_no_file_is_written_that_would_hold_a_credential(field, tmp_path):
     secret = credentials.make("huggingface", 1).value
     usable = list(_usable_with(field, secret, ("classification", "seq2seq")))

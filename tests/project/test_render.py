@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tokenize
 import tomllib
+from collections import Counter
 from functools import cache
 from io import StringIO
 
@@ -187,11 +188,11 @@ def test_settings_are_the_plans_values(rendered):
         found = settings.read(code)
         assert found.get("BASE_MODEL", wanted.base.model if wanted.method.full else None) == wanted.base.model
         assert settings.unreadable(code) == []
+        words = Counter(token.string for token in tokenize.generate_tokens(StringIO(code).readline))
         for setting, value in found.items():
             field = settings.fields()[setting]
             assert value == flat.get(field, field.rpartition(".")[2]), (name, setting)
-            used = [token for token in tokenize.generate_tokens(StringIO(code).readline) if token.string == setting]
-            assert len(used) >= 2, f"{name} never uses {setting}"
+            assert words[setting] >= 2, f"{name} never uses {setting}"
     assert {"LEARNING_RATE", "TRAIN_FILE", "PRECISION"} <= set(settings.read(files["train.py"]))
 
 
@@ -302,7 +303,38 @@ def test_a_template_cannot_print_an_unfiltered_value():
 def test_every_template_is_used():
     folder = assets.folder("templates")
     sources = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in folder.rglob("*.j2")}
-    named = set(render._PLAIN_FILES.values()) | {"evaluate_classification.py.j2", "merge.py.j2"}
+    named = set(render._PLAIN_FILES.values()) | {"evaluate_classification.py.j2", "infer_adapters.py.j2", "merge.py.j2"}
     named |= {f"{name}_{kind}.py.j2" for name in ("train", "infer", "evaluate") for kind in render.KINDS.values()}
     named |= {name for source in sources.values() for name in re.findall(r'include "([^"]+)"', source)}
     assert named == set(sources)
+
+
+def test_a_head_of_several_layers_is_taken_out_of_its_wrapper_before_merging():
+    labelled = {"data__format": "classification", "data__labels": ["a", "b"]}
+    for method, unwraps in (({"peft_type": "C3A"}, True), ({"rank": 4}, False)):
+        wanted = make("sequence_classification", method=method, **labelled)
+        assert ("unwrap_trained(model)" in render.render(wanted, lock_for(wanted))["merge.py"]) == unwraps
+
+
+def test_merging_trained_tokens_looks_at_these_tokens():
+    wanted = make("chat", method={"peft_type": "TRAINABLE_TOKENS", "config": {"token_indices": [7, 8]}})
+    merge = render.render(wanted, lock_for(wanted))["merge.py"]
+    assert settings.read(merge)["TOKEN_INDICES"] == [7, 8] and "TOKEN_INDICES[:64]" in merge
+
+
+def test_an_adapter_whose_layers_answer_in_float32_is_read_so():
+    method = {"peft_type": "PVERA", "rank": 4, "quantization": QUANTIZED}
+    for precision in ("bf16", "fp32"):
+        wanted = make("chat", method=method, training__precision=precision)
+        files = render.render(wanted, lock_for(wanted))
+        for name in ("infer.py", "evaluate.py"):
+            assert ("\nDTYPE = torch.float32\n" in files[name]) == (precision == "bf16"), (name, precision)
+            assert ("PRECISION" in files[name]) == (precision == "fp32"), (name, precision)
+        assert "}[PRECISION]" in files["train.py"]
+
+
+def test_what_peft_turns_into_parameters_is_not_trained():
+    method = {"peft_type": "ADALORA", "rank": 12, "config": {"target_r": 8}}
+    for precision in ("bf16", "fp32"):
+        wanted = make("chat", method=method, training__precision=precision)
+        assert (".ranknum." in render.render(wanted, lock_for(wanted))["train.py"]) == (precision == "bf16")

@@ -34,7 +34,12 @@ SCRIPT = """
                 "tied": model.config.tie_word_embeddings,
                 "full_tied": config["tie_word_embeddings"],
             }
-    print(json.dumps(found))
+    depths = []
+    for layers in (2, 12, None):
+        config = transformers.AutoConfig.for_model("qwen2", num_hidden_layers=20)
+        skeleton.cut_down(config, layers=layers)
+        depths.append(config.num_hidden_layers)
+    print(json.dumps({"found": found, "depths": depths}))
 """
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -45,12 +50,14 @@ ARCHITECTURES = {
     "phi3": "Phi3ForCausalLM",
     "mixtral": "MixtralForCausalLM",
 }
+# Widths that differ by layer, hang on each other, or have names of their own.
+ODD = ("gemma4_text", "zamba2", "rwkv")
 
 
 @pytest.mark.training
 def test_every_architecture_becomes_a_small_one_of_its_own_kind(training_python, tiny_model):
     run = subprocess.run(
-        [training_python, "-c", textwrap.dedent(SCRIPT), str(tiny_model), *ARCHITECTURES],
+        [training_python, "-c", textwrap.dedent(SCRIPT), str(tiny_model), *ARCHITECTURES, *ODD],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY / "mcp_server"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -58,7 +65,13 @@ def test_every_architecture_becomes_a_small_one_of_its_own_kind(training_python,
         timeout=300,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    for name, made in json.loads(run.stdout.splitlines()[-1]).items():
+    seen = json.loads(run.stdout.splitlines()[-1])
+    assert seen["depths"] == [2, 12, 20]
+    for name in ODD:
+        assert seen["found"][name]["finite"] and seen["found"][name]["parameters"] < 20_000_000, name
+        assert seen["found"][name]["layer_types"] == seen["found"][name]["full_layer_types"], name
+    for name in ARCHITECTURES:
+        made = seen["found"][name]
         assert made["architecture"] == ARCHITECTURES[name]
         assert made["finite"], name
         assert made["parameters"] < 2_000_000, name

@@ -7,6 +7,7 @@ Does not know: how anything was found out (planner.py) or recommended (recommend
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from peftsmith import files, plan
 from peftsmith.advise import measure, recommend
 from peftsmith.advise.facts import Intent
+from peftsmith.errors import PeftsmithError
 
 if TYPE_CHECKING:
     from peftsmith.data.formats import Detected
@@ -32,13 +34,17 @@ _COLUMNS = {
 class Wish:
     """What the user said: base model, rows, and what is to be done differently from the recommendation.
 
-    `task` None: by rows and base. `gpu` is a name of the catalogue; without it this machine's device counts.
+    `others` are the rows of further tasks by name, `other_tests` their test rows: each becomes an adapter of its own
+    beside that of `data`, or all become one (intent.mix). `task` None: by rows and base. `gpu` is a name of the
+    catalogue; without it this machine's device counts.
     """
 
     model: str
     data: Path
     test: Path | None = None
     eval: Path | None = None
+    others: Mapping[str, Path] = field(default_factory=dict)
+    other_tests: Mapping[str, Path] = field(default_factory=dict)
     revision: str | None = None
     task: plan.Task | None = None
     intent: Intent = field(default_factory=Intent)
@@ -50,6 +56,32 @@ class Wish:
     text_column: str = "text"
     label_column: str = "label"
 
+    def tasks(self) -> dict[str, tuple[Path, Path | None]]:
+        """Adapter's name -> its rows and its test rows; the first is called what its file is, or its folder."""
+        if not self.others:
+            if self.other_tests or self.intent.mix:
+                raise PeftsmithError(
+                    "Several tasks need rows of their own: others is missing",
+                    value=sorted(self.other_tests),
+                    next_step="Give others, a file by name, or leave mix and other_tests out.",
+                )
+            return {}
+        generic = self.data.stem.lower() in ("train", "data", "rows")
+        first = re.sub(r"[^a-z0-9]+", "-", (self.data.parent.name if generic else self.data.stem).lower()).strip("-")
+        found: dict[str, tuple[Path, Path | None]] = {first[:40]: (self.data, self.test)}
+        wrong = [
+            *(found.keys() & self.others),
+            *(self.other_tests.keys() - self.others),
+            *(["eval"] if self.eval else []),
+        ]
+        if wrong:
+            raise PeftsmithError(
+                "Each task needs a name of its own, and brings training rows and test rows only",
+                value=wrong,
+                next_step=f"The first is called {first[:40]}, as its file; name the others otherwise; give no eval.",
+            )
+        return found | {name: (path, self.other_tests.get(name)) for name, path in self.others.items()}
+
 
 def plan_of(
     project: Path, wish: Wish, body: Anatomy, detected: Detected, intent: Intent, advice: recommend.Recommendation
@@ -57,6 +89,7 @@ def plan_of(
     """The plan; PeftsmithError where its parts do not go together."""
     columns = detected.mapping.columns
     splits = {"train": wish.data, "eval": wish.eval, "test": wish.test}
+    named = {name: f"data/{name}{path.suffix.lower()}" if path else None for name, path in splits.items()}
     return plan.validate(
         {
             "schema_version": plan.SCHEMA_VERSION,
@@ -64,7 +97,7 @@ def plan_of(
             "task": intent.task,
             "base": {"model": _portable_model(wish.model, body), "revision": body.commit},
             "data": {
-                **{name: f"data/{name}{path.suffix.lower()}" if path else None for name, path in splits.items()},
+                **({} if wish.others else named),
                 "format": detected.format,
                 "text_column": columns.get("text", wish.text_column),
                 "label_column": columns.get("label", wish.label_column),
@@ -76,6 +109,9 @@ def plan_of(
                 "unanswerable": advice.facts["unanswered"],
             },
             "method": advice.method,
+            "mixture" if intent.mix else "adapters": {
+                name: _places(name, train, test) for name, (train, test) in wish.tasks().items()
+            },
             "training": advice.training,
             "serving": intent.serving,
         }
@@ -84,8 +120,20 @@ def plan_of(
 
 def sources(made: plan.FineTunePlan, wish: Wish) -> dict[str, Path]:
     """File of the project -> the user's file that is copied there."""
+    if wish.others:
+        return {
+            place: {"train": train, "test": test}[split] or train
+            for name, (train, test) in wish.tasks().items()
+            for split, place in _places(name, train, test).items()
+        }
     named = ((made.data.train, wish.data), (made.data.eval, wish.eval), (made.data.test, wish.test))
     return {name: source for name, source in named if name and source}
+
+
+def _places(name: str, train: Path, test: Path | None) -> dict[str, str]:
+    """Where the rows of one of several adapters lie in the project."""
+    given = {"train": train, "test": test}
+    return {split: f"data/{name}/{split}{path.suffix.lower()}" for split, path in given.items() if path}
 
 
 def base(body: Anatomy) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class Intent:
     """What the user said. `method` is lora, qlora, full or any PEFT type; None, as everywhere: not said.
 
     `config` are fields of PEFT's config that the user sets, `labels` how many classes there are, `adapters` how many
-    of them one server is to hold at a time, `reason` why all weights must train.
+    of them one server is to hold at a time, `datasets` the names of several tasks for one base
+    (`mix`: for one adapter), `reason` why all weights must train.
     """
 
     task: Task = "chat"
@@ -88,6 +89,8 @@ class Intent:
     reason: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     labels: int = 2
+    datasets: tuple[str, ...] = ()
+    mix: bool = False
 
     @property
     def peft_type(self) -> str | None:
@@ -125,6 +128,9 @@ def of(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent) -> dict[str
         "has_bf16": device.has_bf16,
         "capability_text": _capability(device),
         "rows": rows.count,
+        "datasets": len(intent.datasets),
+        "mix": intent.mix,
+        "dataset_names": ", ".join(intent.datasets),
         "loss_tokens": rows.loss_tokens,
         "loss_known": rows.loss_tokens is not None,
         "unanswered": rows.unanswered,

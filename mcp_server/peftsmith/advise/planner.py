@@ -18,7 +18,7 @@ from peftsmith.advise.document import Wish
 from peftsmith.advise.facts import Device, Intent
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
-from peftsmith.project import fitness
+from peftsmith.project import fitness, together
 
 __all__ = ["Made", "Wish", "make"]
 
@@ -79,8 +79,10 @@ def _make(project: Path, wish: Wish, searching: Future[list[Environment]]) -> Ma
     body = _base_model(wish)
     detected, task = _task(wish, body)
     measured = _rows(wish, body, detected, task)
+    if wish.others:
+        measured = _together(wish, body, detected, task, measured)
     situation = _Situation(project, wish, body, detected, measured, hardware.probe(writing.existing(project)))
-    intent = replace(wish.intent, task=task, labels=max(2, len(detected.labels)))
+    intent = replace(wish.intent, task=task, labels=max(2, len(detected.labels)), datasets=tuple(wish.tasks()))
     made, advice, judged = _propose(situation, intent, wish.gpu)
     _refuse_impossible(made, body)
     text = plan.dump(made, {name: reason.reason for name, reason in advice.why.items()})
@@ -208,6 +210,41 @@ def _rows(wish: Wish, body: Anatomy, detected: Detected, task: plan.Task) -> mea
             next_step="audit_dataset names them; prepare_dataset puts them aside and writes the rest.",
         )
     return replace(found, rows=replace(found.rows, held_out=wish.eval is not None))
+
+
+def _together(
+    wish: Wish, body: Anatomy, detected: Detected, task: plan.Task, first: measure.Measured
+) -> measure.Measured:
+    """The rows of all adapters, as the settings that they share must suit them: the longest, the most. All are of the
+    first one's format."""
+    seen = [(next(iter(wish.tasks())), first)]
+    for name, path in wish.others.items():
+        other = replace(wish, data=path, test=wish.other_tests.get(name), eval=None)
+        found, other_task = _task(other, body)
+        if (found.format, other_task) != (detected.format, task):
+            raise PeftsmithError(
+                f"The rows of {name} are {found.format} ({other_task}), the first's {detected.format} ({task})",
+                value=str(path),
+                next_step="Write both in one format with prepare_dataset, or plan a project for each.",
+            )
+        seen.append((name, _rows(other, body, found, task)))
+    every = [each.rows for _, each in seen]
+
+    def most(name: str) -> int | None:
+        known = [getattr(each, name) for each in every]
+        return None if None in known else max(known)
+
+    rows = replace(
+        first.rows,
+        count=max(each.count for each in every),
+        longest=most("longest"),
+        loss_tokens=most("loss_tokens"),
+        total_tokens=most("total_tokens"),
+        target=most("target"),
+    )
+    findings = [together.about(each, name) for name, one in seen for each in one.findings]
+    total = sum(each.total for _, each in seen)
+    return measure.Measured(rows, total, total, findings)
 
 
 def _device(situation: _Situation, gpu: str | None) -> Device:

@@ -79,6 +79,8 @@ def _attempt(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent, *, ex
             draft.decide(f"training.{name}")
     known["effective"] = _in_sequences(draft.decide("batch.effective"), rows, known)
     known["sequences_at_once"] = facts.sequences_at_once(anatomy, known)
+    if known["datasets"]:
+        draft.decide("mixture" if known["mix"] else "adapters")
     found = _fit(anatomy, draft, rows, device, intent, preset)
     known |= _of_fit(found, rows, known)
     for name in _AFTER_FIT:
@@ -159,7 +161,9 @@ def _whys(draft: _Draft) -> dict[str, Why]:
     found = {
         name: each.why(known)
         for name, each in decided.items()
-        if each.value is not None and name.startswith(("method.", "training.")) and name != "method.quantised"
+        if each.value is not None
+        and name.startswith(("method.", "training.", "adapters", "mixture"))
+        and name != "method.quantised"
     }
     if known["peft_type"] == methods.FULL:
         return {name: each for name, each in found.items() if name != "method.config"}

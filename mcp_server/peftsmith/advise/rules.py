@@ -16,7 +16,7 @@ from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
 from peftsmith.plan import FineTunePlan
 from peftsmith.plan_method import Method
-from peftsmith.project import fitness
+from peftsmith.project import fitness, together
 
 if TYPE_CHECKING:
     from peftsmith.model.anatomy import Anatomy
@@ -44,11 +44,11 @@ Rule = Callable[[FineTunePlan], Seen]
 
 def check(plan: FineTunePlan, anatomy: Anatomy | None) -> list[Finding]:
     """Findings about a plan; without an anatomy what needs one is reported as unknown."""
-    found = judge(plan, RULES) + judge(plan, rules_serving.RULES)
+    found = together.each_alone(plan, lambda one: judge(one, RULES) + judge(one, rules_serving.RULES))
     found += fitness.judge(plan, None if anatomy is None else {"model_type": anatomy.model_type})
     if anatomy is None:
         return [*found, finding("plan.base.unreadable", model=plan.base.model)]
-    return [*found, *rules_model.check(plan, anatomy)]
+    return [*found, *together.each_alone(plan, lambda one: rules_model.check(one, anatomy))]
 
 
 def judge(plan: FineTunePlan, rules: Mapping[str, Rule]) -> list[Finding]:
@@ -122,7 +122,7 @@ def _whole_modules(plan: FineTunePlan) -> Seen:
 
 
 def _same_file(plan: FineTunePlan) -> Seen:
-    named = [name for name in (plan.data.train, plan.data.eval, plan.data.test) if name]
+    named = list(plan.splits().values())
     same = sorted({name for name in named if named.count(name) > 1})
     return seen(same, files=same)
 

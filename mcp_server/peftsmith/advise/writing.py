@@ -38,7 +38,8 @@ def _fresh(project: Path) -> lock.Lock | None:
 def write(project: Path, text: str, locked: lock.Lock, sources: dict[str, Path]) -> None:
     """Data first, plan.yaml last: a folder without plan.yaml is no project, and a failure leaves nothing of ours."""
     copies = _copies(project, sources)
-    new_folders = [each for each in (project / "data", project) if not each.exists()]
+    folders = {(project / name).parent for name in sources}
+    new_folders = [each for each in (*sorted(folders), project / "data", project) if not each.exists()]
     written: list[Path] = []
     try:
         for target, source in copies.items():
@@ -79,15 +80,13 @@ def data_files(made: plan.FineTunePlan, sources: dict[str, Path]) -> dict[str, l
     """Hash and number of rows of every split, for the lock."""
     from peftsmith.data import formats
 
-    splits = {"train": made.data.train, "eval": made.data.eval, "test": made.data.test}
     return {
         split: lock.DataFile(
             path=path,
             sha256=files.sha256_file(sources[path]),
             rows=sum(1 for _ in formats.read_rows(sources[path])),
         )
-        for split, path in splits.items()
-        if path
+        for split, path in made.splits().items()
     }
 
 

@@ -37,15 +37,19 @@ FROM_MODEL = frozenset({"token_dim", "num_attention_heads", "num_layers", "num_t
 class Method:
     """A PeftType. `fields` maps a config field to {"type", "default", "doc"} (see worker/jobs/methods.py).
 
+    `shares`: can several adapters be wrapped around one base ("kind": of this method only)? `mixed`: PeftMixedModel
+    holds it beside other methods. `prefix` begins the names of its tensors.
+
     `names` maps the plan's own names (rank, alpha, dropout, target_modules) to the config's fields. `defaults` are the
     plan's values where it is silent, `with_rank` more of them for a plan that gives a rank, `needs` the fields without
     which PEFT cannot build the adapter. `merges` and `resumes` hold for a plain base, and unless an option of
     `unmerged` or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on` are model types that
     it fails on, `only_on` the only ones, `fails_quantised` those it fails on when quantised; `widens` are bits of a
-    quantised base on which its layers answer in float32, `tasks` PEFT's task types. `own_forward`: TRL's fused head
-    does not reach its loss. `packs`: rows of one sequence stay apart. `divides`, `decomposes`, `sparse` and
-    `twin_width` say how small a model can be (twin_head). `unsupported` is the reason why no project is generated with
-    it, or None; `refused` maps an option's name and value ("*": any) to such a reason.
+    quantised base on which its layers answer in float32, `adds_in_place` those on which layers with a bias fail,
+    `tasks` PEFT's task types. `own_forward`: TRL's fused head does not reach its loss. `packs`: rows of one sequence
+    stay apart. `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (twin_head).
+    `unsupported` is the reason why no project is generated with it, or None; `refused` maps an option's name and value
+    ("*": any) to such a reason.
     """
 
     name: str
@@ -54,6 +58,9 @@ class Method:
     tasks: tuple[str, ...]
     prompt_learning: bool
     names: Mapping[str, str]
+    mixed: bool = False
+    prefix: str = ""
+    shares: bool | str = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
     with_rank: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
@@ -77,6 +84,7 @@ class Method:
     only_on: tuple[str, ...] = ()
     fails_quantised: tuple[str, ...] = ()
     widens: tuple[int, ...] = ()
+    adds_in_place: tuple[int, ...] = ()
     unsupported: str | None = None
     note: str = ""
 
@@ -109,12 +117,16 @@ def method(name: str) -> Method:
     if "target_modules" in known["fields"]:
         own["target_modules"] = "target_modules"
     noted = {key: tuple(value) if isinstance(value, list) else value for key, value in noted.items()}
+    shares = noted.pop("shares", True)
     return Method(
         name=name,
         config=known["config"],
         fields=known["fields"],
         tasks=tuple(noted.pop("tasks", known["tasks"])),
         prompt_learning=known["prompt_learning"],
+        mixed=known["mixed"] and shares is True,
+        prefix=known["prefix"],
+        shares=shares,
         names=own,
         **noted,
     )

@@ -23,6 +23,12 @@ def plan_finetune(
     data: Annotated[str, Field(description="The training rows.")],
     test: Annotated[str | None, Field(description="Rows kept for the test.")] = None,
     eval: Annotated[str | None, Field(description="Rows for held-out loss during training.")] = None,
+    others: Annotated[
+        dict[str, str] | None,
+        Field(description="Rows of further tasks for this base, by name: each gets an adapter of its own."),
+    ] = None,
+    other_tests: Annotated[dict[str, str] | None, Field(description="Rows kept for their tests, by name.")] = None,
+    mix: Annotated[bool, Field(description="One adapter for all tasks together, instead of one each.")] = False,
     revision: Revision = None,
     task: Annotated[Task | None, Field(description="By rows and base when left out.")] = None,
     method: Annotated[
@@ -67,12 +73,15 @@ def plan_finetune(
         adapters=adapters,
         reason=reason,
         config=config or {},
+        mix=mix,
     )
     wish = planner.Wish(
         model=model,
         data=files.resolve(data),
         test=files.resolve(test) if test else None,
         eval=files.resolve(eval) if eval else None,
+        others={name: files.resolve(path) for name, path in (others or {}).items()},
+        other_tests={name: files.resolve(path) for name, path in (other_tests or {}).items()},
         revision=revision,
         task=task,
         intent=intent,

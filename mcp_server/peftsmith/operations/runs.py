@@ -22,12 +22,20 @@ def start_run(
         str | None, Field(description="For evaluate and merge: the run whose adapter to use.")
     ] = None,
     max_steps: Annotated[int | None, Field(ge=1, description="Stop after this many optimiser steps.")] = None,
+    adapter: Annotated[str | None, Field(description="Which one, where the plan has several adapters.")] = None,
 ) -> Result:
     """Start long work in the background and return its run id at once; it outlives this server. Follow it with
     get_run."""
     from peftsmith.run import start
 
-    run = start.start(files.resolve(project), kind=kind, digest=digest, adapter_run=adapter_run, max_steps=max_steps)
+    run = start.start(
+        files.resolve(project),
+        kind=kind,
+        digest=digest,
+        adapter_run=adapter_run,
+        max_steps=max_steps,
+        adapter=adapter,
+    )
     return result_of([], run=run.to_json())
 
 

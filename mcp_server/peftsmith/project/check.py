@@ -63,9 +63,9 @@ def check(project: Path, *, twin: bool = True) -> Checked:
     proofs: dict[str, Any] = {"vet": {"ok": not _errors(vetted), "findings": sorted({each.id for each in vetted})}}
     timing: dict[str, Any] = {}
     sound = not _errors(findings)
-    if (project / wanted.data.train).is_file():
-        proofs[mask.PROOF], seen_mask = mask.prove(project, wanted, environment)
-        findings += seen_mask
+    seen_masks, found = mask.prove_all(project, wanted, environment)
+    proofs |= seen_masks
+    findings += found
     if not twin:
         findings.append(finding("project.twin.skipped"))
     elif sound:
@@ -114,7 +114,7 @@ def _keep(
 
 def _state(project: Path, locked: lock.Lock, wanted: plan.FineTunePlan) -> dict[str, str | None]:
     """Hashes of everything that a check depends on inside the project, None for what is missing."""
-    names = {plan.PLAN_FILE, *locked.files, *_splits(wanted).values()}
+    names = {plan.PLAN_FILE, *locked.files, *wanted.splits().values()}
     return {name: files.sha256_file(project / name) if (project / name).is_file() else None for name in sorted(names)}
 
 
@@ -124,7 +124,7 @@ def _data(
     """The data files as they are now, and what is different from the lock."""
     found: dict[str, lock.DataFile] = {}
     findings = []
-    for split, name in _splits(wanted).items():
+    for split, name in wanted.splits().items():
         path = project / name
         if not path.is_file():
             findings.append(finding("project.data.missing", split=split, path=files.clean(name, 200)))
@@ -157,11 +157,6 @@ def _base(wanted: plan.FineTunePlan, locked: lock.Lock) -> list[Finding]:
         message = f"The base has changed since planning: {', '.join(changed)}"
         found.append(finding("project.base.changed", message, **changed))
     return found
-
-
-def _splits(wanted: plan.FineTunePlan) -> dict[str, str]:
-    named = {"train": wanted.data.train, "eval": wanted.data.eval, "test": wanted.data.test}
-    return {split: name for split, name in named.items() if name}
 
 
 def _errors(findings: Iterable[Finding]) -> bool:

@@ -17,6 +17,7 @@ from peftsmith.knowledge import methods, packing
 from peftsmith.lock import Lock
 from peftsmith.model import catalogue
 from peftsmith.plan import FineTunePlan
+from peftsmith.project import together
 
 _HEADS = ("lm_head", "embed_out")
 # PEFT refuses out_proj and conv1d of these types (tuners_utils.py, _check_lora_target_modules_mamba) to these methods.
@@ -30,7 +31,14 @@ _PAST_ADAPTERS = {
 
 
 def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
-    """Findings that stand against generating this plan's scripts; `config` is the base's config.json, if known."""
+    """Findings that stand against generating this plan's scripts; `config` is the base's config.json, if known.
+
+    Of several adapters each is judged as if it were alone, and then whether they share a base.
+    """
+    return [*together.judge(plan), *together.each_alone(plan, lambda one: _judge(one, config))]
+
+
+def _judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
     found = [*_method(plan), *_quantization(plan), *_step_of_method(plan)]
     if config is None:
         return [*found, *_unchecked(plan)]
@@ -69,12 +77,10 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         why = methods.why_refused(known, name, value)
         if why:
             yield finding("plan.method.option", f"{name}={str(value)[:40]}: {why}.", option=name)
-    if method.config.get("target_parameters"):
-        clashes = [name for name in ("use_dora", "lora_bias", "alora_invocation_tokens") if method.config.get(name)]
-        clashes += ["dropout"] if method.dropout else []
-        if clashes:
-            message = f"target_parameters does not go with {' or '.join(clashes)}."
-            yield finding("plan.method.parameters", message, options=clashes)
+    clashes = _against_parameters(plan)
+    if method.config.get("target_parameters") and clashes:
+        message = f"target_parameters does not go with {' or '.join(clashes)}."
+        yield finding("plan.method.parameters", message, options=clashes)
     if method.config.get("init_lora_weights") == "eva" and plan.task_type != "CAUSAL_LM":
         message = "The scripts start EVA from the rows of a language model only."
         yield finding("plan.method.option", message, option="init_lora_weights")
@@ -167,6 +173,10 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if plan.method.full:
         return
     yield from _targets(plan, model_type)
+    clashes = [] if plan.method.config.get("target_parameters") else _against_parameters(plan)
+    if model_type == "mixtral" and plan.method.target_modules == "all-linear" and clashes:
+        message = f"PEFT adapts mixtral's experts as parameters, which does not go with {' or '.join(clashes)}."
+        yield finding("plan.method.parameters", message, options=clashes)
     known = methods.method(plan.method.peft_type)
     if plan.task_type not in known.tasks:
         return  # refused already, whatever the architecture
@@ -175,6 +185,9 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
     if model_type in known.fails_quantised and plan.method.quantization:
         message = f"{known.name} does not train on a quantised {model_type} model."
+        yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
+    elif plan.method.quantization and plan.method.quantization.bits in known.adds_in_place and _has_bias(model_type):
+        message = f"{known.name} does not train on {model_type} in {plan.method.quantization.bits} bits: it has biases."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
     elif _widens(plan, known) and _has_layer_norm(model_type):
         message = f"{known.name} on a quantised {model_type} model gives its LayerNorms float32: train in fp32."
@@ -187,11 +200,23 @@ def _widens(plan: FineTunePlan, known: methods.Method) -> bool:
     return quantization is not None and quantization.bits in known.widens and plan.training.precision != "fp32"
 
 
+def _modules(model_type: str, *kinds: str) -> list[list[Any]]:
+    """[kind, class, shapes by parameter] of every such module in the layers of any of the type's classes."""
+    entries = [catalogue.entry(model_type, task) for task in catalogue.tasks(model_type)]
+    named = [(name, module) for entry in entries if entry for name, module in entry["modules"].items()]
+    return [module for name, module in named if "|" in name and module[0] in kinds]
+
+
 def _has_layer_norm(model_type: str) -> bool:
     """A norm that, unlike RMSNorm, takes no input of another type than its weights; True where it is not known."""
-    entries = [catalogue.entry(model_type, task) for task in catalogue.tasks(model_type)]
-    norms = {module[1] for entry in entries if entry for module in entry["modules"].values() if module[0] == "norm"}
+    norms = {module[1] for module in _modules(model_type, "norm")}
     return not norms or "LayerNorm" in norms
+
+
+def _has_bias(model_type: str) -> bool:
+    """A linear layer with a bias; True where it is not known."""
+    linear = _modules(model_type, "linear", "conv1d")
+    return not linear or any("bias" in module[2] for module in linear)
 
 
 def _tied_tokens(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -208,6 +233,12 @@ def _tied_tokens(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Find
             "method.config.trainable_token_indices trains the same tokens there."
         )
         yield finding("plan.method.architecture", message, method="TRAINABLE_TOKENS", model_type=model_type)
+
+
+def _against_parameters(plan: FineTunePlan) -> list[str]:
+    """Options that LoRA does not have on experts, which are parameters and no layers."""
+    options = [name for name in ("use_dora", "lora_bias", "alora_invocation_tokens") if plan.method.config.get(name)]
+    return [*options, "dropout"] if plan.method.dropout else options
 
 
 def _targets(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:

@@ -149,8 +149,8 @@ def _stale(wanted: plan.FineTunePlan, locked: lock.Lock) -> list[Finding]:
     """Where plan.yaml was edited so far that what was resolved for it no longer belongs to it."""
     stale = []
     known = {split: each.path for split, each in locked.data.items()}
-    for split, path in (("train", wanted.data.train), ("eval", wanted.data.eval), ("test", wanted.data.test)):
-        if path is not None and known and known.get(split) != path:
+    for split, path in wanted.splits().items():
+        if known and known.get(split) != path:
             stale.append(f"data.{split}")
     if locked.base.get("model") not in (None, wanted.base.model, locked.base.get("folder")):
         stale.append("base.model")

@@ -21,6 +21,7 @@ from peftsmith.data.mapping import Mapping
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.model import source
+from peftsmith.project import together
 
 if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
@@ -31,7 +32,8 @@ PROOF = "mask"
 def prove(
     project: Path, wanted: plan.FineTunePlan, environment: Environment | None
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """(what the lock keeps, findings). Raises PeftsmithError when the model's tokenizer cannot be read."""
+    """(what the lock keeps, findings) for a plan of one adapter. Raises PeftsmithError when the model's tokenizer
+    cannot be read."""
     if wanted.base.trust_remote_code:
         reason = "the base model brings its own code, which the proof does not run"
         return {"state": "unknown"}, [finding("data.mask.unproven", reason, reason=reason)]
@@ -91,7 +93,31 @@ def rows_of(project: Path, wanted: plan.FineTunePlan) -> proof.Source:
             raise RowFault("unsupported", f"rows of the format {wanted.data.format} are no conversations")
         return chat
 
-    return proof.Source(project / wanted.data.train, example)
+    return proof.Source(project / train_file(wanted), example)
+
+
+def train_file(wanted: plan.FineTunePlan) -> str:
+    """Where the rows of a plan of one adapter are."""
+    if wanted.data.train is None:
+        raise ValueError("a plan of several adapters has a file for each: ask plan.alone()")
+    return wanted.data.train
+
+
+def prove_all(
+    project: Path, wanted: plan.FineTunePlan, environment: Environment | None
+) -> tuple[dict[str, Any], list[Finding]]:
+    """(proof's name in the lock -> what it keeps, findings), one for each adapter whose rows are there."""
+    proofs: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for name, one in wanted.alone().items():
+        if (project / train_file(one)).is_file():
+            proofs[_kept_as(name)], seen = prove(project, one, environment)
+            findings += [together.about(each, name) for each in seen]
+    return proofs, findings
+
+
+def _kept_as(adapter: str) -> str:
+    return f"{PROOF}.{adapter}" if adapter else PROOF
 
 
 def apply(project: Path, id_: str, *, confirm: bool) -> dict[str, Any]:
@@ -100,10 +126,12 @@ def apply(project: Path, id_: str, *, confirm: bool) -> dict[str, Any]:
     Returns {"changes": {field: [old, new]}, "files", "applied"}; without `confirm` nothing is written. Raises
     PeftsmithError when the last check offered no fix for it, or the file is there with another text.
     """
-    kept = lock.load(project).proofs.get(PROOF, {})
+    proofs = lock.load(project).proofs
+    every = [each for name, each in proofs.items() if name.split(".")[0] == PROOF]
+    kept: dict[str, Any] = next((each for each in every if id_ in each.get("fixes", {})), {})
     patch = kept.get("fixes", {}).get(id_)
     if patch is None:
-        offered = sorted(kept.get("fixes", {}))
+        offered = sorted({name for each in every for name in each.get("fixes", {})})
         raise PeftsmithError(
             "The last check offered no fix for this finding",
             value=files.clean(id_, 80),
@@ -133,14 +161,19 @@ def changed_since(project: Path, locked: lock.Lock) -> list[str]:
     Nothing when the lock holds no proof, or when the model's folder is gone (start_run says so by itself). A hub model
     is pinned by its commit.
     """
-    kept = locked.proofs.get(PROOF, {}).get("inputs")
-    if not isinstance(kept, Lookup):
-        return []
-    wanted = plan.load(project)
+    changed: list[str] = []
+    for name, one in plan.load(project).alone().items():
+        kept = locked.proofs.get(_kept_as(name), {}).get("inputs")
+        if isinstance(kept, Lookup):
+            changed += [each for each in _changed(project, locked, one, kept) if each not in changed]
+    return changed
+
+
+def _changed(project: Path, locked: lock.Lock, wanted: plan.FineTunePlan, kept: Lookup[str, Any]) -> list[str]:
     changed = []
-    train = project / wanted.data.train
+    train = project / train_file(wanted)
     if (files.sha256_file(train) if train.is_file() else None) != kept["data"]:
-        changed.append(f"data.train ({wanted.data.train})")
+        changed.append(f"data.train ({train_file(wanted)})")
     if proof.settings_hash(settings_of(project, wanted)) != kept["settings"]:
         changed.append("the settings that decide about labels")
     folder = Path(locked.base["folder"]) if locked.base.get("folder") else None

@@ -111,10 +111,7 @@ for name, digest in ROWS.items():
 def build(texts: Mapping[str, str], plan: FineTunePlan, lock: Lock) -> str:
     """The notebook's text; `texts` holds every file of the project as it will lie on disk. Deterministic."""
     scripts = [name for name in SCRIPTS if name in texts]
-    named = {split: name for split, name in (("train", plan.data.train), ("eval", plan.data.eval)) if name}
-    if plan.data.test:
-        named["test"] = plan.data.test
-    rows = {name: lock.data[split].sha256 if split in lock.data else "" for split, name in named.items()}
+    rows = {name: lock.data[split].sha256 if split in lock.data else "" for split, name in plan.splits().items()}
     local = bool(lock.base.get("folder")) and not lock.base.get("commit")
     install = f"%pip install -q torch=={requirements.torch_version()}\n"
     install += "%pip install -q --require-hashes --no-deps -r requirements.txt\n"
@@ -135,6 +132,9 @@ def build(texts: Mapping[str, str], plan: FineTunePlan, lock: Lock) -> str:
         ("markdown", "The training. Run again, it goes on from its last checkpoint.\n"),
         ("code", _run("train.py --output output")),
     ]
+    if plan.adapters:
+        cells += _of_adapters(plan, scripts)
+        return _dumped([_cell(number, kind, text) for number, (kind, text) in enumerate(cells, start=1)])
     if "evaluate.py" in scripts:
         cells.append(("markdown", "Is it better than the base? `output/evaluation/evaluation.json` says so.\n"))
         cells.append(("code", _run(f"evaluate.py --{result} output/{result} --output output/evaluation")))
@@ -144,6 +144,23 @@ def build(texts: Mapping[str, str], plan: FineTunePlan, lock: Lock) -> str:
         cells.append(("markdown", "The adapter merged into the base, for servers that take whole models only.\n"))
         cells.append(("code", _run("merge.py --adapter output/adapter --output output")))
     return _dumped([_cell(number, kind, text) for number, (kind, text) in enumerate(cells, start=1)])
+
+
+def _of_adapters(plan: FineTunePlan, scripts: Sequence[str]) -> list[tuple[str, str]]:
+    """What is done with several adapters after their training."""
+    first, *_ = names = list(plan.adapters)
+    cells = []
+    if "evaluate.py" in scripts:
+        cells.append(("markdown", "Is each better than the base? `output/evaluation/NAME/evaluation.json` says so.\n"))
+        for name in names:
+            given = f"--adapter output/adapters/{name} --output output/evaluation/{name}"
+            cells.append(("code", _run(f"evaluate.py {given}")))
+    asked = f'--adapters output/adapters --adapter {first} --prompt "Hello"'
+    cells.append(("code", _run(f"infer.py {asked}")))
+    if "merge.py" in scripts:
+        cells.append(("markdown", "An adapter merged into the base, for servers that take whole models only.\n"))
+        cells.append(("code", _run(f"merge.py --adapter output/adapters/{first} --output output")))
+    return cells
 
 
 def canonical(text: str) -> str:
@@ -214,7 +231,8 @@ The rows. Put them beside this notebook, add them as a Kaggle data set, or uploa
 
 def _opening(plan: FineTunePlan, local: bool) -> str:
     text = f"# {literal.name(plan.name)}\n\nFine-tuning of {literal.inert(plan.base.model)} on "
-    text += f"{literal.inert(plan.data.train)}. Run the cells from top to bottom.\n\n"
+    trained = [name for split, name in plan.splits().items() if split.rpartition(".")[2] == "train"]
+    text += f"{', '.join(literal.inert(name) for name in trained)}. Run the cells from top to bottom.\n\n"
     text += "The cells write the scripts of the project and run them; nothing is trained outside of those scripts.\n"
     if local:
         text += "\nThe base model is a local folder: bring it along, and set `BASE_MODEL` to its place.\n"

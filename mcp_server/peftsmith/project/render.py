@@ -20,7 +20,7 @@ from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
 from peftsmith.plan import LABELLED, Data, FineTunePlan
 from peftsmith.plan_method import Method
-from peftsmith.project import literal, requirements, settings
+from peftsmith.project import literal, requirements, settings, together
 
 _PLAIN_FILES = {
     "progress.py": "progress.py.j2",
@@ -86,7 +86,8 @@ def render(plan: FineTunePlan, lock: Lock) -> dict[str, str]:
     facts = _facts(plan, lock)
     environment = _environment()
     kind = KINDS[plan.task]
-    templates = {**_PLAIN_FILES, "train.py": f"train_{kind}.py.j2", "infer.py": f"infer_{kind}.py.j2"}
+    infer = "adapters" if plan.adapters else kind
+    templates = {**_PLAIN_FILES, "train.py": f"train_{kind}.py.j2", "infer.py": f"infer_{infer}.py.j2"}
     if facts["has_test"]:
         templates["evaluate.py"] = f"evaluate_{'classification' if plan.task == 'classification' else kind}.py.j2"
     if facts["merges"]:
@@ -99,7 +100,7 @@ def render(plan: FineTunePlan, lock: Lock) -> dict[str, str]:
 def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
     """What templates may ask for. `plan` is plain data; nothing of it is printed without a filter."""
     data = plan.data
-    named = [name for name in (data.train, data.eval, data.test) if name]
+    named = list(plan.splits().values())
     readers = {_reader(name) for name in named}
     if len(readers) > 1:
         raise PeftsmithError(
@@ -108,16 +109,20 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
             next_step="Use one kind for all of them: prepare_dataset writes them all as JSON lines.",
         )
     _refuse_unread(data)
-    task, method = _task_facts(plan), _method_facts(plan.method)
-    own_forward = method["own_forward"] or lock.base.get("model_type") in _OWN_LOSS
-    trains_whole = task["labelled_head"] or bool(plan.method.config.get("modules_to_save"))
+    first = next(iter(plan.alone().values()))
+    task, method = _task_facts(plan), _method_facts(first.method)
+    # On tied embeddings PEFT wraps the head for trained tokens, and TRL's fused head reads what the wrapper lacks.
+    tokens = bool(plan.method.config.get("trainable_token_indices"))
+    own_forward = method["own_forward"] or tokens or lock.base.get("model_type") in _OWN_LOSS
+    trains_whole = task["new_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
-        "plan": plan.model_dump(mode="json"),
+        # What one adapter has, all have, so that templates may ask the first.
+        "plan": {**plan.model_dump(mode="json"), "data": first.data.model_dump(mode="json")},
         "base_model": plan.base.model,
         "base_revision": plan.base.revision or lock.base.get("commit"),
         "hub": not lock.base.get("folder") or bool(lock.base.get("commit")),
         "reader": readers.pop(),
-        "has_test": bool(data.test or data.eval),
+        "has_test": bool(first.data.test or first.data.eval),
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
         "router_loss": lock.base.get("model_type") not in _WITHOUT_ROUTER_LOSS,
         "torch_version": requirements.torch_version(),
@@ -128,6 +133,8 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "unwraps": method["saves_modules"] and trains_whole and not method["lora"],
         **task,
         **method,
+        **together.facts(plan),
+        **_methods_facts(plan),
         "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
         "own_forward": own_forward,
         **_step_facts(plan, own_forward),
@@ -149,6 +156,8 @@ def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
     """What the twin must know of the scripts that render() writes (worker/jobs/twin.py)."""
     method = plan.method
     facts = {**_task_facts(plan), **_method_facts(method)}
+    every = [one.method for one in plan.alone().values()]
+    layers = [needed for each in every if (needed := methods.twin_layers(each.options())) is not None]
     counted = method.peft_type == "LORA" and bool(method.rank and method.target_modules)
     counted = counted and method.config.get("init_lora_weights") not in _NOT_COUNTED
     return {
@@ -160,9 +169,14 @@ def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
         "plain_lora": counted and set(method.config) <= _COUNTED,
         "merges": facts["merges"],
         "resumes": facts["resumes"],
-        "head": 16 if method.full else methods.twin_head(methods.method(method.peft_type), method.options()),
-        "layers": methods.twin_layers(method.options()),
+        "head": max(map(_head, every)),
+        "layers": max(layers) if len(layers) == len(every) else None,
     }
+
+
+def _head(method: Method) -> int:
+    """How wide an attention head of the twin must be for the method's own numbers."""
+    return 16 if method.full else methods.twin_head(methods.method(method.peft_type), method.options())
 
 
 def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
@@ -238,6 +252,17 @@ def _method_facts(method: Method) -> dict[str, Any]:
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
             for field, value in method.options().items()
         ],
+    }
+
+
+def _methods_facts(plan: FineTunePlan) -> dict[str, Any]:
+    """What the methods of several adapters have in common, and the configuration of each where they have their own."""
+    each = {name: _method_facts(one.method) for name, one in plan.alone().items()}
+    return {
+        "merges": any(facts["merges"] for facts in each.values()),
+        "resumes": all(facts["resumes"] for facts in each.values()),
+        "adapter_methods": [{"name": name, **facts} for name, facts in each.items()],
+        "config_classes": sorted({facts["config_class"] for facts in each.values() if facts["config_class"]}),
     }
 
 

@@ -40,7 +40,8 @@ def for_plan(plan: FineTunePlan) -> str:
     """The text of requirements.txt; PeftsmithError when the shipped pins are damaged."""
     unneeded: set[str] = set()
     # AdaMSS clusters with scikit-learn.
-    if plan.task not in ("classification", "sequence_classification") and plan.method.peft_type != "ADAMSS":
+    clusters = any(one.method.peft_type == "ADAMSS" for one in plan.alone().values())
+    if plan.task not in ("classification", "sequence_classification") and not clusters:
         unneeded |= _CLASSIFIER
     if plan.tracking != "tensorboard":
         unneeded |= _TENSORBOARD

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ _FIXED: dict[str, str] = {
     "TRAIN_FILE": "data.train",
     "EVAL_FILE": "data.eval",
     "TEST_FILE": "data.test",
+    "TRAIN_FILES": "adapters.*.train",
+    "EVAL_FILES": "adapters.*.eval",
+    "TEST_FILES": "adapters.*.test",
+    "SYSTEM_PROMPTS": "adapters.*.system_prompt",
+    "WEIGHTS": "mixture.*.weight",
     "TEXT_COLUMN": "data.text_column",
     "LABEL_COLUMN": "data.label_column",
     "LABELS": "data.labels",
@@ -145,12 +150,15 @@ def drift(project: Path, plan: FineTunePlan) -> list[Finding]:
         wanted = read(generated)
         differing = {name: value for name, value in wanted.items() if name in found and not _same(found[name], value)}
         if differing:
+            to_plan = {
+                field: value for name in differing for field, value in _patch(plan, name, found[name], wanted[name])
+            }
             findings.append(
                 finding(
                     "plan.drift",
-                    f"{file} and plan.yaml disagree on {', '.join(fields()[name] for name in differing)}",
+                    f"{file} and plan.yaml disagree on {', '.join(to_plan) or ', '.join(differing)}",
                     file=file,
-                    to_plan={fields()[name]: found[name] for name in differing},
+                    to_plan=to_plan,
                     to_script={name: value for name, value in differing.items()},
                 )
             )
@@ -161,6 +169,20 @@ def drift(project: Path, plan: FineTunePlan) -> list[Finding]:
             )
             findings.append(finding("project.settings.unreadable", message, file=file, names=lost, computed=computed))
     return findings
+
+
+def _patch(plan: FineTunePlan, name: str, found: Any, wanted: Any) -> Iterator[tuple[str, Any]]:
+    """The plan's fields that a script's setting changes. One that holds a value for each adapter, or part of a mixture,
+    changes those that the plan has; a new one needs its rows in the plan first."""
+    field = fields()[name]
+    if plan.mixture:
+        field = field.replace("adapters.*", "mixture.*")
+    if "*" not in field:
+        yield field, found
+    elif isinstance(found, dict):
+        for adapter, value in wanted.items():
+            if adapter in found and not _same(found[adapter], value):
+                yield field.replace("*", adapter), found[adapter]
 
 
 def _assignments(script_text: str) -> dict[str, ast.Assign | ast.AnnAssign]:

@@ -18,7 +18,7 @@ from peftsmith import __version__, files, lock, plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.model import source
-from peftsmith.project import render, requirements
+from peftsmith.project import render, requirements, together
 from peftsmith.worker import client, skeleton
 
 if TYPE_CHECKING:
@@ -39,9 +39,12 @@ FINDINGS = {
     "checkpoint": "twin.checkpoint.bad",
     "trainable": "twin.trainable.differs",
     "reload": "twin.reload.differs",
+    "frozen": "twin.base.changed",
+    "switch": "twin.switch.differs",
     "resume": "twin.resume.failed",
     "evaluate": "twin.evaluate.failed",
     "merge": "twin.merge.differs",
+    "combine": "twin.combine.differs",
     "generate": "twin.infer.failed",
     "untouched": "twin.project.touched",
 }
@@ -80,18 +83,23 @@ def run_twin(project: Path, environment: Environment) -> Twin:
     cached = _cached(place)
     if cached is not None:
         return Twin(_findings(cached), cached, round(time.monotonic() - began, 2), True)
-    work = Path(tempfile.mkdtemp(prefix="peftsmith-twin-")).resolve()
+    work, model_type = Path(tempfile.mkdtemp(prefix="peftsmith-twin-")).resolve(), str(opened.config.get("model_type"))
     try:
         answer = client.call(
             environment,
-            "twin",
+            "twin_adapters" if wanted.adapters else "twin",
             {
                 "project": str(project.resolve()),
                 "work": str(work),
                 "config": opened.config,
                 "tokenizer": str(tokenizer),
                 "plan": wanted.model_dump(mode="json"),
-                "scripts": render.proof_facts(wanted, str(opened.config.get("model_type"))),
+                "scripts": render.proof_facts(wanted, model_type),
+                "adapters": {
+                    name: {"plan": one.model_dump(mode="json"), "scripts": render.proof_facts(one, model_type)}
+                    for name, one in (wanted.alone().items() if wanted.adapters else ())
+                },
+                "combines": together.combines(wanted),
                 "seed": _SEED,
             },
             timeout=TIMEOUT_SECONDS,
@@ -124,12 +132,11 @@ def _key(
 ) -> str:
     """Everything a verdict depends on: values, scripts, rows, model files, libraries and this checker's own code."""
     names = {name for name in locked.files if name.endswith(".py")} | {path.name for path in project.glob("*.py")}
-    data = [name for name in (wanted.data.train, wanted.data.eval, wanted.data.test) if name]
     return files.sha256_json(
         {
             "plan": wanted.model_dump(mode="json"),
             "scripts": {name: _hash(project / name) for name in sorted(names)},
-            "data": {name: _hash(project / name) for name in data},
+            "data": {name: _hash(project / name) for name in wanted.splits().values()},
             "config": opened.config,
             "tokenizer": {name: _hash(tokenizer / name) for name in skeleton.TOKENIZER_FILES},
             "environment": environment.key,
@@ -165,7 +172,9 @@ def _findings(seen: Mapping[str, Any]) -> list[Finding]:
         evidence = check["evidence"]
         where = f" ({evidence['where']})" if evidence.get("where") else ""
         message = f"{check['name']}{where}: {evidence.get('error', 'failed')}"
-        found.append(finding(FINDINGS[check["name"]], message, **evidence))
+        name, _, adapter = check["name"].partition(":")
+        whose = {"adapter": adapter} if adapter else {}
+        found.append(finding(FINDINGS[name], message, **evidence, **whose))
     if seen["swapped"]:
         swapped = list(seen["swapped"])
         found.append(finding("twin.cpu.swapped", f"Not proven without a GPU: {'; '.join(swapped)}", swapped=swapped))

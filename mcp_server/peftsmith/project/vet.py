@@ -209,9 +209,7 @@ def _data(project: Path, wanted: plan.FineTunePlan) -> Iterator[Finding]:
 
     data = wanted.data
     mapping = formats.Mapping.of_plan(data)
-    for split, name in (("train", data.train), ("eval", data.eval), ("test", data.test)):
-        if name is None:
-            continue
+    for split, name in wanted.splits().items():
         bad: list[str] = []
         count = rows = 0
         try:

@@ -17,6 +17,7 @@ from typing import Any
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
+from peftsmith.project import together
 from peftsmith.run import host as hosts
 from peftsmith.run import logs, store
 
@@ -26,6 +27,7 @@ _ETA_ROWS = 50
 _FLAT_ROWS, _FLAT_SHARE, _FLAT_FALL, _FLAT_LOSS = 20, 0.5, 0.02, 0.5
 
 Row = dict[str, Any]
+_OF_PART = {"adapter", "part", "parts"}  # what a row says of where it belongs, among several adapters
 
 
 def read_metrics(host: hosts.Host, path: Path) -> list[Row]:
@@ -80,7 +82,10 @@ def latest(rows: list[Row]) -> dict[str, Any]:
 
 
 def progress(rows: list[Row], *, ended: bool) -> dict[str, Any]:
-    """step, total, share of the steps done (0 to 1), and the seconds left at the pace of the latest rows."""
+    """step, total, share of the work done (0 to 1), and the seconds left at the pace of the latest rows.
+
+    Where several adapters are trained, step and total are those of the present one, share and seconds those of all.
+    """
     steps = [(number(row.get("step")), number(row.get("seconds")), number(row.get("max_steps"))) for row in rows]
     known = [(step, seconds, total) for step, seconds, total in steps if step is not None and math.isfinite(step)]
     if not known:
@@ -91,10 +96,16 @@ def progress(rows: list[Row], *, ended: bool) -> dict[str, Any]:
     before, began, _ = known[-_ETA_ROWS] if len(known) > _ETA_ROWS else known[0] if len(known) > 1 else (0.0, 0.0, None)
     if total and not ended and seconds is not None and began is not None and step > before and seconds >= began:
         eta = round((seconds - began) / (step - before) * max(0.0, total - step), 1)
+    share = round(min(1.0, step / total), 4) if total else None
+    part, parts = number(rows[-1].get("part")), number(rows[-1].get("parts"))
+    if share is not None and part is not None and parts and math.isfinite(part) and 0 <= part < parts < math.inf:
+        # One of several trainings in a row: how long the others take is only known from those that are done.
+        share = round((part + share) / parts, 4)
+        eta = round(seconds / share * (1 - share), 1) if seconds and share and not ended else None
     return {
         "step": int(step),
         "total": int(total) if total else None,
-        "share": round(min(1.0, step / total), 4) if total else None,
+        "share": share,
         "eta_seconds": eta,
     }
 
@@ -103,6 +114,13 @@ def metrics(rows: list[Row], *, kind: str, state: str) -> list[Finding]:
     """What loss and gradient norm say. A zero loss counts with a dead gradient or from the first row on: a logged
     0.0 alone may be a small loss, rounded. A single infinite gradient norm is how fp16 loss scaling finds its scale."""
     found: list[Finding] = []
+    names = list(dict.fromkeys(row["adapter"] for row in rows if isinstance(row.get("adapter"), str)))
+    if len(names) > 1:  # each has a loss of its own, which begins high again
+        for name in names:
+            own = [{key: row[key] for key in row.keys() - _OF_PART} for row in rows if row.get("adapter") == name]
+            ended = state if name == names[-1] else "done"
+            found += [together.about(each, files.clean(name, 80)) for each in metrics(own, kind=kind, state=ended)]
+        return found
     seen = [(row.get("step"), _measured(row, "loss"), _measured(row, "grad_norm")) for row in rows]
     losses = [(step, loss, norm) for step, loss, norm in seen if loss is not None]
     if not losses:
@@ -185,16 +203,19 @@ def artefacts(folder: Path) -> list[Finding]:
 
     if (folder / "model" / "config.json").is_file():
         return []  # all weights were trained: there is no adapter to look into
-    adapter = folder / "adapter"
-    if not (adapter / "adapter_config.json").is_file():
-        return [finding("run.adapter.missing", f"The run is done, but {adapter} holds no adapter.")]
-    checkpoints = folder / "checkpoints"
-    found = inspect.check_checkpoints(checkpoints) if any(checkpoints.glob("checkpoint-*")) else []
-    try:
-        if inspect.lora_b_is_zero(adapter):
-            found.append(finding("run.adapter.untouched", folder=str(adapter)))
-    except PeftsmithError as error:
-        found.append(finding("run.adapter.missing", f"{error.cause}.", folder=str(adapter)))
+    several = sorted(each for each in (folder / "adapters").glob("*") if each.is_dir())
+    found = []
+    for adapter in several or [folder / "adapter"]:
+        checkpoints = folder / "checkpoints" / adapter.name if several else folder / "checkpoints"
+        if not (adapter / "adapter_config.json").is_file():
+            found.append(finding("run.adapter.missing", f"The run is done, but {adapter} holds no adapter."))
+            continue
+        found += inspect.check_checkpoints(checkpoints) if any(checkpoints.glob("checkpoint-*")) else []
+        try:
+            if inspect.lora_b_is_zero(adapter):
+                found.append(finding("run.adapter.untouched", folder=str(adapter)))
+        except PeftsmithError as error:
+            found.append(finding("run.adapter.missing", f"{error.cause}.", folder=str(adapter)))
     return found
 
 

@@ -38,7 +38,15 @@ _GPU = Path("/dev/nvidiactl")
 _PACKAGES = Path(__file__).resolve().parent.parent.parent
 
 
-def start(project: Path, *, kind: str, digest: str, adapter_run: str | None, max_steps: int | None) -> store.Run:
+def start(
+    project: Path,
+    *,
+    kind: str,
+    digest: str,
+    adapter_run: str | None,
+    max_steps: int | None,
+    adapter: str | None = None,
+) -> store.Run:
     """Start a run of a checked project in the background and return it.
 
     Raises PeftsmithError when the digest is missing, wrong or outdated (names what changed), when another run of the
@@ -56,13 +64,13 @@ def start(project: Path, *, kind: str, digest: str, adapter_run: str | None, max
     _require_checked(project, locked, digest)
     interpreter = _interpreter(locked)
     base = _base(project, locked)
-    adapter = _adapter(project, kind, adapter_run)
+    used = _adapter(project, kind, adapter_run, adapter)
     steps = min(max_steps or SMOKE_STEPS, SMOKE_STEPS) if kind == "smoke" else max_steps
 
     def argv(folder: Path) -> list[str]:
         return [
             *(interpreter, "-u", script.name, "--base", base),
-            *([f"--{adapter.name}", str(adapter)] if adapter else []),
+            *([f"--{'model' if used.name == 'model' else 'adapter'}", str(used)] if used else []),
             *("--output", str(folder)),
             *(["--max-steps", str(steps)] if steps else []),
         ]
@@ -153,7 +161,12 @@ def _base(project: Path, locked: lock.Lock) -> str:
     return str(folder)
 
 
-def _adapter(project: Path, kind: str, adapter_run: str | None) -> Path | None:
+def _adapter(project: Path, kind: str, adapter_run: str | None, adapter: str | None) -> Path | None:
+    """The folder of the adapter (or whole model) to use; `adapter` is its name where the plan has several."""
+    names = list(plan.load(project).adapters)
+    if kind in NEEDS_ADAPTER and (adapter not in names if names or adapter else False):
+        wanted = f"Name one of {', '.join(names)}." if names else "Leave adapter out: this plan has one adapter."
+        raise PeftsmithError("That is no adapter of this plan", value=adapter, next_step=wanted)
     if kind not in NEEDS_ADAPTER:
         if adapter_run is not None:
             raise PeftsmithError(
@@ -169,7 +182,7 @@ def _adapter(project: Path, kind: str, adapter_run: str | None) -> Path | None:
     whole = source.folder / "model"
     if source.kind in ("smoke", "train") and (whole / "config.json").is_file():
         return whole  # all weights were trained
-    folder = source.folder / "adapter"
+    folder = source.folder / "adapters" / adapter if adapter else source.folder / "adapter"
     missing = [n for n in ("adapter_config.json", "adapter_model.safetensors") if not (folder / n).is_file()]
     if source.kind not in ("smoke", "train") or missing:
         raise PeftsmithError(

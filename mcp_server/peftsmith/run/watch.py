@@ -25,7 +25,10 @@ _TAIL_LINES = 40
 _TAIL_CHARACTERS = 6000
 _POLL_SECONDS = 0.5
 _PEAKS = ("peak_rss_bytes", "peak_gpu_bytes")
-_ARTEFACTS = ("adapter", "checkpoints", "merged", "evaluation.json", "predictions.jsonl", "metrics.jsonl", "log.txt")
+_ARTEFACTS = (
+    "adapter", "adapters", "combined", "checkpoints", "merged", "evaluation.json", "predictions.jsonl", "metrics.jsonl",
+    "log.txt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,11 @@ Order of work:
 1. inspect_machine, inspect_model, audit_dataset: what there is. find_target_modules, estimate_memory, estimate_time \
 on demand; show_dataset for what carries loss; prepare_dataset to convert or split rows (write_loader for \
 other sources). make_environment when there is none.
-2. plan_finetune writes plan.yaml (intent) and plan.lock.json (facts, with the why of every value).
+2. plan_finetune writes plan.yaml (intent) and plan.lock.json (facts, with the why of every value). Ask the user its \
+questions and plan again into the same folder; it says when not to train.
 3. generate_project writes scripts that need no peftsmith; check_project vets them, proves the loss mask and runs a \
-tiny twin. It returns the digest that start_run demands. apply_fix makes a change that it offered.
+tiny twin. It returns the digest that start_run demands. apply_fix makes a change that it offered. \
+check_project also reads scripts and notebooks of others.
 4. start_run kind=smoke, then train, evaluate, merge. Follow each with get_run (wait_seconds up to 50); \
 stop_run ends one.
 5. inspect_adapter before anything is served. diagnose_failure when a run failed. scan_secrets before sharing files.
@@ -107,9 +109,10 @@ def _fine_tune(
         f"Fine-tune the model {json.dumps(model)} on the data {json.dumps(data)} with peftsmith.\n"
         "Look first: inspect_machine, inspect_model and audit_dataset. Tell me in a few lines what they found, errors "
         "and unknowns first, and ask me about anything only I can decide. Then plan_finetune, and explain the three "
-        "values that matter most with their reasons. Then generate_project and check_project. Show me the estimate of "
-        "memory and time and wait for my yes before start_run. Do a smoke run before the training, follow it with "
-        "get_run, evaluate the adapter against the base model, and report only measured numbers."
+        "values that matter most with their reasons, and ask me its questions. Then generate_project and "
+        "check_project. Show me the estimate of memory and time and wait for my yes before start_run. Do a smoke run "
+        "before the training, follow it with get_run, evaluate the adapter against the base model, and report only "
+        "measured numbers."
     )
 
 

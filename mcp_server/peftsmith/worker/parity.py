@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,15 @@ _SHARE = 0.1  # of a number's own size, where that is larger
 _LOUD = 0.02  # root mean square of an amplified adapter's weight change: as large as the twin's own weights
 
 
-def probe_ids(vocab: int) -> Any:
-    """Two rows of 24 token ids spread over the vocabulary, the same every time; shape (2, 24)."""
+def probe_ids(vocab: int, tokens: Sequence[int] = ()) -> Any:
+    """Two rows of 24 token ids spread over the vocabulary, the same every time; shape (2, 24).
+
+    The first ones are `tokens`, where an adapter changes only some.
+    """
     import torch
 
-    return ((torch.arange(48) * 7919 + 11) % vocab).reshape(2, 24)
+    spread = (torch.arange(48) * 7919 + 11) % vocab
+    return torch.cat([torch.tensor(list(tokens[:24]), dtype=spread.dtype), spread])[:48].reshape(2, 24)
 
 
 def logits(model: Any, ids: Any) -> Any:
@@ -126,6 +131,9 @@ def in_float32(model: Any) -> Any:
     for module in model.modules():
         if isinstance(getattr(module, "compute_dtype", None), torch.dtype):
             module.compute_dtype = torch.float32
+        packed = getattr(getattr(module, "weight", None), "quant_state", None)
+        if packed is not None:  # some adapters work with the unpacked weights themselves
+            packed.dtype = torch.float32
     return model
 
 

@@ -29,6 +29,11 @@ class Wanted:
     resumes: bool
 
     @property
+    def tokens(self) -> list[int]:
+        """The tokens that are trained, where nothing else is."""
+        return list(self.plan["method"]["config"].get("token_indices") or ())
+
+    @property
     def full(self) -> bool:
         return self.result == "model"
 
@@ -122,7 +127,7 @@ def merged_as_adapter(base: Path, adapter: Path, merged: Path, wanted: Wanted) -
     result = wanted.loader.whole(merged)
     dtype = result.dtype
     plain = wanted.loader.load(base, dtype)
-    ids = parity.probe_ids(parity.vocabulary(plain))
+    ids = parity.probe_ids(parity.vocabulary(plain), wanted.tokens)
     without = parity.logits(plain, ids)
     with_adapter = parity.logits(parity.load_adapter(plain, adapter), ids)
     effect = parity.difference(with_adapter, without)

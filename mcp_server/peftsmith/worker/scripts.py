@@ -7,12 +7,14 @@ Does not know: what the scripts should do (jobs/twin.py).
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -102,6 +104,41 @@ def counted_steps() -> Iterator[Steps]:
         yield losses
     finally:
         transformers.Trainer.training_step = original
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a trainer had trained when its train() returned: a copy of its model, with its arguments and state."""
+
+    losses: Steps
+    model: Any
+    args: Any
+    state: Any
+
+
+@contextmanager
+def recorded() -> Iterator[list[Trained]]:
+    """Every training that runs meanwhile, in order: what comes after one cannot change what was kept of it."""
+    import transformers
+
+    made: list[Trained] = []
+    original = transformers.Trainer.train
+
+    def train(self: Any, *positional: Any, **named: Any) -> Any:
+        with counted_steps() as losses:
+            result = original(self, *positional, **named)
+        # The copy loses the wrapper that would compute in 16 bits whatever the weights are, and TRL's forward with the
+        # loss in it, which would go on asking the model that was copied.
+        model = self.accelerator.unwrap_model(copy.deepcopy(self.model), keep_fp32_wrapper=False)
+        vars(model.get_base_model()).pop("forward", None)
+        made.append(Trained(losses, model, self.args, copy.deepcopy(self.state)))
+        return result
+
+    transformers.Trainer.train = train
+    try:
+        yield made
+    finally:
+        transformers.Trainer.train = original
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -45,19 +45,26 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def method(config: type[Any]) -> dict[str, Any]:
-    """{"config": class name, "prompt_learning", "bitsandbytes", "tasks", "fields": {name: {"type", "default", "doc"}}}.
+    """{"config": class name, "prompt_learning", "mixed", "prefix", "bitsandbytes", "tasks", "fields": {name: {"type",
+    "default", "doc"}}}.
 
     Fields that every PeftConfig has are left out. "type" is a list of alternatives: "int", "float", "str", "bool",
     "null", "any" (a value that is not described), {"choices": [...]}, {"list": type}, {"object": type of the values},
-    {"class": name, "fields": {...}}. "bitsandbytes" is True where PEFT has layers for a quantised base, or adds none.
+    {"class": name, "fields": {...}}. "mixed" is True where PeftMixedModel takes the method, "prefix" begins
+    the names of its tensors, "bitsandbytes" is True where PEFT has layers for a quantised base, or adds none.
     """
     import peft
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+    from peft.tuners.mixed import COMPATIBLE_TUNER_TYPES
 
+    kind = next(each for each, known in PEFT_TYPE_TO_CONFIG_MAPPING.items() if known is config)
     common = {each.name for each in dataclasses.fields(peft.PeftConfig)} | {"peft_version", "auto_mapping"}
     learns_prompt = issubclass(config, peft.PromptLearningConfig)
     return {
         "config": config.__name__,
         "prompt_learning": learns_prompt,
+        "mixed": kind in COMPATIBLE_TUNER_TYPES,
+        "prefix": PEFT_TYPE_TO_PREFIX_MAPPING.get(kind, ""),
         "bitsandbytes": learns_prompt or "4bit" in _source(config),
         "tasks": _tasks(config),
         "fields": _fields(config, common),

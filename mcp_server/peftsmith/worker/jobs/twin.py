@@ -12,6 +12,8 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,17 @@ from peftsmith.worker.book import Book, Disproved
 from peftsmith.worker.child import Report
 
 STEPS = 2
+# (book, place, what the plan says of its scripts, seed) -> what the processor does otherwise
+Stages = Callable[[Book, "Place", proofs.Wanted, int], list[str]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The project, the twin's own model folder, and a folder for what the scripts write."""
+
+    project: Path
+    base: Path
+    work: Path
 
 
 def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -30,6 +43,11 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     key_mapping, plain_lora, merges, resumes, head, layers), seed. Returns checks, phases in seconds, model (what the
     twin is) and swapped (what the processor does otherwise than the plan says).
     """
+    return prove(arguments, report, _stages)
+
+
+def prove(arguments: dict[str, Any], report: Report, stages: Stages) -> dict[str, Any]:
+    """Build the twin, go through `stages`, and see to it that the project is as it was; see `run`."""
     project, work = Path(arguments["project"]), Path(arguments["work"])
     stated = dict(arguments["scripts"])
     head, layers = int(stated.pop("head")), stated.pop("layers")
@@ -53,21 +71,7 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     if model is None:
         book.skip("the twin could not be built", "train", "reload", "resume", "evaluate", "merge", "generate")
     else:
-        trained = work / "train"
-        with book.phase("train"):
-            trainer = _train(book, project, base, trained, wanted)
-        if trainer is None:
-            book.skip("training failed", "reload", "resume", "evaluate", "merge", "generate")
-        else:
-            swapped += _swapped(trainer, wanted.plan)
-            with book.phase("reload"):
-                _reload(book, trainer, base, trained / wanted.result, wanted)
-            del trainer
-            gc.collect()
-            if book.passed("adapter"):
-                _use(book, project, base, work, wanted, arguments["seed"])
-            else:
-                book.skip("there is no adapter", "resume", "evaluate", "merge", "generate")
+        swapped += stages(book, Place(project, base, work), wanted, int(arguments["seed"]))
     with book.check("untouched") as seen:
         after = scripts.listing(project)
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
@@ -75,6 +79,28 @@ def run(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
         if changed:
             raise Disproved("the scripts wrote outside of their --output folder", changed=changed[:20])
     return {"checks": book.checks, "phases": book.phases, "model": model, "swapped": swapped}
+
+
+def _stages(book: Book, place: Place, wanted: proofs.Wanted, seed: int) -> list[str]:
+    """Train, reload and use one adapter, or one model whose weights are all trained."""
+    trained = place.work / "train"
+    with book.phase("train"):
+        trainer = _train(book, place.project, place.base, trained, wanted)
+    if trainer is None:
+        book.skip("training failed", "reload", "resume", "evaluate", "merge", "generate")
+        return []
+    swapped = swapped_for(trainer, wanted.plan)
+    with book.phase("reload"), book.check("reload") as seen:
+        # without the wrapper that would compute in 16 bits whatever the weights are
+        memory = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        seen |= reloaded(memory, place.base, trained / wanted.result, wanted)
+    del trainer, memory
+    gc.collect()
+    if book.passed("adapter"):
+        _use(book, place.project, place.base, place.work, wanted, seed)
+    else:
+        book.skip("there is no adapter", "resume", "evaluate", "merge", "generate")
+    return swapped
 
 
 def _keep_inside(work: Path) -> None:
@@ -109,32 +135,59 @@ def _train(book: Book, project: Path, base: Path, output: Path, wanted: proofs.W
     if trainer is None:
         return None
     with book.check("loss") as seen:
-        seen["losses"] = [round(loss, 4) if math.isfinite(loss) else str(loss) for loss in losses[:8]]
-        if not all(math.isfinite(loss) and loss > 0 for loss in losses):
-            raise Disproved("the loss is not a positive number: no token is learnt from, or numbers overflow")
+        seen |= finite(losses)
     with book.check("metrics") as seen:
-        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        done = json.loads((output / "done.json").read_text(encoding="utf-8"))
-        seen |= {"lines": len(lines), "values": sorted({key for line in lines for key in line}), "done": done.get("ok")}
-        if not lines or done.get("ok") is not True:
-            raise Disproved("metrics.jsonl is empty or done.json does not say ok")
-    with book.check("adapter") as seen:
-        seen |= proofs.saved_tensors(output / wanted.result, trainer.model, wanted)
-    with book.check("adapter_nonzero") as seen:
-        seen |= proofs.moved(trainer.model, losses.before)
-    with book.check("checkpoint") as seen:
-        checkpoints = sorted((output / "checkpoints").glob("checkpoint-*"))
-        seen["checkpoints"] = [each.name for each in checkpoints]
-        if not checkpoints:
-            raise Disproved("no checkpoint was saved at the end of the run")
-        for checkpoint in checkpoints:
-            seen |= proofs.saved_tensors(checkpoint, trainer.model, wanted)
-    with book.check("trainable") as seen:
-        seen |= proofs.trainable(trainer.model, base, output / wanted.result, wanted)
+        seen |= logged(output)
+    check_saved(book, trainer.model, losses, base, output / wanted.result, output / "checkpoints", wanted)
     return trainer
 
 
-def _swapped(trainer: Any, plan: dict[str, Any]) -> list[str]:
+def finite(losses: list[float]) -> dict[str, Any]:
+    """Evidence that every loss is a positive number."""
+    shown = [round(loss, 4) if math.isfinite(loss) else str(loss) for loss in losses[:8]]
+    if not all(math.isfinite(loss) and loss > 0 for loss in losses):
+        message = "the loss is not a positive number: no token is learnt from, or numbers overflow"
+        raise Disproved(message, losses=shown)
+    return {"losses": shown}
+
+
+def logged(output: Path) -> dict[str, Any]:
+    """Evidence that the run has said of itself what it did."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    done = json.loads((output / "done.json").read_text(encoding="utf-8"))
+    seen = {"lines": len(lines), "values": sorted({key for line in lines for key in line}), "done": done.get("ok")}
+    if not lines or done.get("ok") is not True:
+        raise Disproved("metrics.jsonl is empty or done.json does not say ok", **seen)
+    return seen
+
+
+def check_saved(
+    book: Book,
+    model: Any,
+    losses: scripts.Steps,
+    base: Path,
+    result: Path,
+    checkpoints: Path,
+    wanted: proofs.Wanted,
+    of: str = "",
+) -> None:
+    """What training has left in `result` and `checkpoints`, against the trained model; `of` ends the checks' names."""
+    with book.check(f"adapter{of}") as seen:
+        seen |= proofs.saved_tensors(result, model, wanted)
+    with book.check(f"adapter_nonzero{of}") as seen:
+        seen |= proofs.moved(model, losses.before)
+    with book.check(f"checkpoint{of}") as seen:
+        saved = sorted(checkpoints.glob("checkpoint-*"))
+        seen["checkpoints"] = [each.name for each in saved]
+        if not saved:
+            raise Disproved("no checkpoint was saved at the end of the run")
+        for checkpoint in saved:
+            seen |= proofs.saved_tensors(checkpoint, model, wanted)
+    with book.check(f"trainable{of}") as seen:
+        seen |= proofs.trainable(model, base, result, wanted)
+
+
+def swapped_for(trainer: Any, plan: dict[str, Any]) -> list[str]:
     """What the plan says and this run on the processor did otherwise, so that it stays unproven."""
     import torch
 
@@ -162,31 +215,29 @@ def _swapped(trainer: Any, plan: dict[str, Any]) -> list[str]:
     return swapped
 
 
-def _reload(book: Book, trainer: Any, base: Path, result: Path, wanted: proofs.Wanted) -> None:
-    """What was saved, on a fresh base, must say what the trained model in memory says."""
-    with book.check("reload") as seen:
-        # without the wrapper that would compute in 16 bits whatever the weights are
-        memory = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        body = memory if wanted.full else memory.get_base_model()
-        quantization = getattr(body.config, "quantization_config", None)
-        dtype = body.get_input_embeddings().weight.dtype
-        rounded = not wanted.full and _is_rounded(memory)
-        memory = parity.in_float32(memory)
-        ids = parity.probe_ids(parity.vocabulary(body))
-        expected = parity.logits(memory, ids)
-        if wanted.full:
-            effect = parity.difference(expected, parity.logits(wanted.loader.load(base, dtype), ids))
-            fresh = wanted.loader.load(result, dtype)
-        else:
-            effect = parity.difference(expected, parity.logits_without(memory, ids))
-            fresh = parity.load_adapter(wanted.loader.load(base, dtype, quantization, as_it_is=True), result)
-        actual = parity.difference(expected, parity.logits(fresh, ids))
-        seen |= {"largest_difference": actual, "adapter_effect": effect, "dtype": proofs.name_of(dtype)}
-        if effect == 0.0:
-            raise Disproved("the trained adapter changes no logit")
-        tolerance = parity.ROUNDED_TOLERANCE if rounded else parity.RELOAD_TOLERANCE
-        if not actual <= tolerance * effect + 1e-6 * float(expected.abs().max()):
-            raise Disproved("the reloaded adapter does not say what the trained model said")
+def reloaded(memory: Any, base: Path, result: Path, wanted: proofs.Wanted) -> dict[str, Any]:
+    """Evidence that what was saved says, on a fresh base, what the trained model in memory says."""
+    body = memory if wanted.full else memory.get_base_model()
+    quantization = getattr(body.config, "quantization_config", None)
+    dtype = body.get_input_embeddings().weight.dtype
+    rounded = not wanted.full and _is_rounded(memory)
+    memory = parity.in_float32(memory)
+    ids = parity.probe_ids(parity.vocabulary(body), wanted.tokens)
+    expected = parity.logits(memory, ids)
+    if wanted.full:
+        effect = parity.difference(expected, parity.logits(wanted.loader.load(base, dtype), ids))
+        fresh = wanted.loader.load(result, dtype)
+    else:
+        effect = parity.difference(expected, parity.logits_without(memory, ids))
+        fresh = parity.load_adapter(wanted.loader.load(base, dtype, quantization, as_it_is=True), result)
+    actual = parity.difference(expected, parity.logits(fresh, ids))
+    seen = {"largest_difference": actual, "adapter_effect": effect, "dtype": proofs.name_of(dtype)}
+    if effect == 0.0:
+        raise Disproved("the trained adapter changes no logit", **seen)
+    tolerance = parity.ROUNDED_TOLERANCE if rounded else parity.RELOAD_TOLERANCE
+    if not actual <= tolerance * effect + 5e-6 * float(expected.abs().max()):
+        raise Disproved("the reloaded adapter does not say what the trained model said", **seen)
+    return seen
 
 
 def _is_rounded(model: Any) -> bool:
@@ -202,7 +253,7 @@ def _use(book: Book, project: Path, base: Path, work: Path, wanted: proofs.Wante
     if (project / "evaluate.py").is_file():
         with book.phase("evaluate"), book.check("evaluate") as seen:
             given = ["--base", str(base), f"--{wanted.result}", str(adapter)]
-            seen |= _evaluate(project, given, work / "evaluate")
+            seen |= evaluated(project, given, work / "evaluate")
     else:
         book.skip("the project has no evaluate.py, since its plan names no eval or test rows", "evaluate")
     if wanted.merges:
@@ -228,7 +279,7 @@ def _use(book: Book, project: Path, base: Path, work: Path, wanted: proofs.Wante
             raise Disproved("a second call with one step more began again instead of going on from the checkpoint")
 
 
-def _evaluate(project: Path, given: list[str], output: Path) -> dict[str, Any]:
+def evaluated(project: Path, given: list[str], output: Path) -> dict[str, Any]:
     scripts.run_main(project, "evaluate", [*given, "--output", str(output), "--max-steps", "2"])
     result = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
     text = (output / "predictions.jsonl").read_text(encoding="utf-8")

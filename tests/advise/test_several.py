@@ -1,0 +1,79 @@
+"""Several tasks for one base, from rows to a plan with an adapter each or one for all."""
+
+import json
+
+import pytest
+
+from peftsmith import lock, plan
+from peftsmith.advise import planner
+from peftsmith.advise.facts import Intent
+from peftsmith.errors import PeftsmithError
+
+
+@pytest.fixture
+def rows(tmp_path):
+    def write(name, count, row=None):
+        path = tmp_path / f"{name}.jsonl"
+        lines = [
+            row or {"prompt": f"question {i} about {name}", "completion": f"{name} {i * 7}."} for i in range(count)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_each_task_gets_an_adapter_with_the_reason(tmp_path, tiny_model, rows):
+    tests = {"delivery": rows("delivery-test", 4)}
+    wish = planner.Wish(
+        model=str(tiny_model),
+        data=rows("billing", 12),
+        test=rows("billing-test", 4),
+        others={"delivery": rows("delivery", 30)},
+        other_tests=tests,
+    )
+    made = planner.make(tmp_path / "project", wish)
+    assert {name: (each.train, each.test) for name, each in made.plan.adapters.items()} == {
+        "billing": ("data/billing/train.jsonl", "data/billing/test.jsonl"),
+        "delivery": ("data/delivery/train.jsonl", "data/delivery/test.jsonl"),
+    }
+    assert made.why["adapters"]["value"] == "billing, delivery"
+    assert made.why["adapters"]["rule"] == "adapters.separate"
+    locked = lock.load(tmp_path / "project")
+    assert {split: each.rows for split, each in locked.data.items()} == {
+        "billing.train": 12,
+        "billing.test": 4,
+        "delivery.train": 30,
+        "delivery.test": 4,
+    }
+    assert plan.load(tmp_path / "project") == made.plan
+    assert "advise.test.missing" not in {each.id for each in made.findings}
+
+
+def test_one_adapter_for_all_is_a_mixture(tmp_path, tiny_model, rows):
+    others = {"delivery": rows("delivery", 30)}
+    wish = planner.Wish(model=str(tiny_model), data=rows("billing", 12), others=others, intent=Intent(mix=True))
+    made = planner.make(tmp_path / "project", wish)
+    assert list(made.plan.mixture) == ["billing", "delivery"]
+    assert not made.plan.adapters
+    assert made.why["mixture"]["rule"] == "mixture.wished"
+
+
+def test_rows_of_another_format_leave_nothing_behind(tmp_path, tiny_model, rows):
+    others = {"texts": rows("texts", 30, {"text": "the parcel never came"})}
+    wish = planner.Wish(model=str(tiny_model), data=rows("billing", 12), others=others)
+    with pytest.raises(PeftsmithError, match="rows of texts are text"):
+        planner.make(tmp_path / "project", wish)
+    assert not (tmp_path / "project").exists()
+
+
+@pytest.mark.parametrize("said", ["a name of its own", "others is missing", "brings training rows"])
+def test_what_would_be_lost_in_silence_is_refused(said, tmp_path, tiny_model, rows):
+    billing, other = rows("billing", 12), rows("other", 12)
+    wish = {
+        "a name of its own": planner.Wish(model=str(tiny_model), data=billing, others={"billing": other}),
+        "others is missing": planner.Wish(model=str(tiny_model), data=billing, intent=Intent(mix=True)),
+        "brings training rows": planner.Wish(model=str(tiny_model), data=billing, eval=other, others={"more": other}),
+    }[said]
+    with pytest.raises(PeftsmithError, match=said):
+        planner.make(tmp_path / "project", wish)
