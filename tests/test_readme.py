@@ -27,6 +27,10 @@ EVERY = sorted({*DOCUMENTS, *SKILLS, *DECISIONS, "CHANGELOG.md", "agents/peft-sp
 FOLDERS = ("mcp_server", "docs", "templates", "tests", "benchmarks", "examples", "requirements", "agents", "hooks")
 # Files of a project or a library, which are no part of the repository.
 PROJECT = {
+    "infer.py",
+    "merge.py",
+    "train.py",
+    "evaluate.py",
     "done.json",
     "metrics.jsonl",
     "plan.lock.json",
