@@ -259,6 +259,10 @@ def _invalid_targets() -> Iterator[Case]:
     yield combination("bart", "seq2seq", {**method("GRALORA"), **eight}, refused="plan.method.architecture")
     wide = {**method("RANDLORA"), **four}
     yield combination("gpt2", "text", wide, {"precision": "bf16"}, refused="plan.method.architecture")
+    mamba = {**method("LORA", "mamba"), **eight}
+    yield combination("mamba", "text", mamba, refused="plan.quantization.architecture")
+    half = {"precision": "bf16"}
+    yield combination("deberta", "token_classification", method("LORA"), half, refused="plan.precision.architecture")
     experts = {"target_parameters": facts()["targets"]["experts"]}
     for chosen in (
         {"config": {"use_dora": True}},

@@ -66,7 +66,7 @@ def test_what_the_classes_refuse_is_unknown(training_python, folder, tmp_path):
 
 
 def test_without_an_environment_the_files_answer(monkeypatch, folder, tmp_path):
-    monkeypatch.setattr(environment, "find", lambda project: [])
+    monkeypatch.setattr(environment, "_wanted", lambda project: {})
     config = {"model_type": "no_such_type", "architectures": ["NoSuchModel"]}
     assert not skeleton.inspect(folder(config), None, tmp_path).supported
     with pytest.raises(PeftsmithError, match="no training environment"):

@@ -23,6 +23,10 @@ _HEADS = ("lm_head", "embed_out")
 # PEFT refuses out_proj and conv1d of these types (tuners_utils.py, _check_lora_target_modules_mamba) to these methods.
 _STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _CHECKED = ("LORA", "ADALORA", "RANDLORA")
+# transformers 5.23: DeBERTa fills its attention mask with the lowest number of float32, whatever it computes in.
+_ONLY_FLOAT32 = ("deberta",)
+# Mamba multiplies with the weight of dt_proj itself, which bitsandbytes holds packed.
+_NOT_QUANTISED = ("mamba",)
 # Layers whose weights the model reads without calling them, or whose answer is no single tensor.
 _PAST_ADAPTERS = {
     **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",)),
@@ -170,8 +174,14 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if has is False:
         message = f"transformers has no {model_type} model for {plan.task} ({plan.task_type})."
         yield finding("plan.task.architecture", message, model_type=model_type, task=plan.task)
+    if model_type in _ONLY_FLOAT32 and plan.training.precision != "fp32":
+        message = f"{model_type} models do not run in {plan.training.precision}."
+        yield finding("plan.precision.architecture", message, model_type=model_type)
     if plan.method.full:
         return
+    if model_type in _NOT_QUANTISED and plan.method.quantization:
+        message = f"{model_type} models do not run on weights that bitsandbytes has packed."
+        yield finding("plan.quantization.architecture", message, model_type=model_type)
     yield from _targets(plan, model_type)
     clashes = [] if plan.method.config.get("target_parameters") else _against_parameters(plan)
     if model_type == "mixtral" and plan.method.target_modules == "all-linear" and clashes:
