@@ -113,6 +113,7 @@ def test_an_offered_fix_is_applied_only_when_asked_and_mends_the_finding(tmp_pat
 def test_every_task_of_the_scripts_is_proven(project):
     found = environment.require(project)
     document = plan.load(project).model_dump(mode="json")
+    document["training"] = {name: value for name, value in document["training"].items() if value is not None}
     kinds = {
         "text": ("text", [{"text": f"the parcel {number}"} for number in range(9)]),
         "continued_pretraining": ("text", [{"text": f"the parcel {number}"} for number in range(9)]),
