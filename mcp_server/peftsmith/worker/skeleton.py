@@ -14,6 +14,7 @@ from typing import Any
 
 HEAD = 16  # head dimension of a twin: small, even (rope), and divisible by every partial rotary factor in use
 LAYERS = 2
+CHUNK = 32  # tokens that a state-space layer scans at a time
 LARGEST = 500_000_000  # parameters; a twin must not fill the memory of a laptop
 # Small enough to be fast, different from each other so that a transposed weight cannot pass unnoticed.
 EXPERTS, EXPERTS_PER_TOKEN, EXPERT_INTERMEDIATE = 4, 2, 48
@@ -145,6 +146,7 @@ def _cut_down(text: Any, head: int, layers: int | None) -> None:
     )
     if getattr(text, "topk_group", None):
         text.n_group = text.topk_group = 1
+    _linear_attention(text, head)
     _state_space(text, hidden)
     _layers(text, layers)
 
@@ -169,11 +171,20 @@ def _heads(text: Any, head: int) -> int:
     return int(hidden)
 
 
+def _linear_attention(text: Any, head: int) -> None:
+    """Heads of a gated delta net: fewer and narrower, in the same ratio of values to keys."""
+    keys, values = getattr(text, "linear_num_key_heads", None), getattr(text, "linear_num_value_heads", None)
+    if keys and values:
+        text.linear_num_key_heads, text.linear_num_value_heads = 2, 2 * min(max(values // keys, 1), 4)
+        _set(text, head, "linear_key_head_dim", "linear_value_head_dim")
+
+
 def _state_space(text: Any, hidden: int) -> None:
     """Mamba's sizes, which depend on each other."""
     expand = getattr(text, "expand", None) or getattr(text, "mamba_expand", None)
     if expand is None:
         return
+    _set(text, CHUNK, "chunk_size", "mamba_chunk_size")  # rows are padded to whole chunks, which changes no result
     inner = int(expand * hidden)
     if text.model_type in ("mamba", "falcon_mamba"):
         text.intermediate_size, text.time_step_rank = inner, -(-hidden // 16)
