@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _LONGEST_TAIL = 256
 _MOST_TAILS = 1024
+_FEW_TEXTS = 1000  # reading the tokenizer's parts for words takes about as long as so many texts
 _SHORTEST_START, _MOST_STARTS, _MOST_TRIES = 16, 8, 500
 
 
@@ -62,7 +63,8 @@ class Renderer:
         self._last_border = ""
         added = {token.content for token in files.tokenizer.get_added_tokens_decoder().values()}
         whole = {each for each in files.borders if not any(each in other for other in added - {each})}
-        self._words = Words.of(files.tokenizer)
+        self._words: Words | None = None
+        self._encoded = 0
         self._starts = _Starts(frozenset(whole), self.ids)
         self._tails: dict[str, list[int]] = {}
 
@@ -157,6 +159,9 @@ class Renderer:
 
     def encoded(self, texts: Sequence[str]) -> list[Encoding | WordIds]:
         """Ids of rendered texts without added special tokens: by known words, else by the tokenizer on all cores."""
+        if self._encoded <= _FEW_TEXTS < self._encoded + len(texts):
+            self._words = Words.of(self.files.tokenizer)
+        self._encoded += len(texts)
         found = self._words.encode_many(texts) if self._words else [None] * len(texts)
         rest = [text for text, known in zip(texts, found, strict=True) if known is None]
         encodings = iter(self.files.tokenizer.encode_batch(rest, add_special_tokens=False) if rest else ())
