@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -150,3 +151,20 @@ def test_the_key_changes_with_versions(tmp_path):
 def test_the_real_training_environment(training_python):
     found = environment.ask(training_python, "test")
     assert found is not None and found.usable and found.problems == []
+
+
+def test_a_venv_is_asked_again_once_something_was_installed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(environment, "_asked", lambda path, ask=environment._asked: asked.append(path) or ask(path))
+    python = fake_environment(tmp_path / "venv")
+    packages = tmp_path / "venv" / "lib" / "python3.11" / "site-packages"
+    assert environment.ask(str(python), "test") == environment.ask(str(python), "test")
+    assert len(asked) == 2  # no venv yet: nothing shows whether it changed
+    packages.mkdir(parents=True)
+    (tmp_path / "venv" / "pyvenv.cfg").write_text("", encoding="utf-8")
+    first = environment.ask(str(python), "test")
+    assert first == environment.ask(str(python), "test") and len(asked) == 3
+    os.utime(packages, ns=(1, 1))
+    assert environment.ask(str(python), "other") is not None and len(asked) == 4
+    python.unlink()
+    assert environment.ask(str(python), "test") is None

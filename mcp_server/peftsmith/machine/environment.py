@@ -37,6 +37,8 @@ TESTED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 }
 _NAMED = "PEFTSMITH_TRAIN_PYTHON"  # the variable by which a user names one
 _SECONDS = 20
+Answer = tuple[str, dict[str, str | None]]  # version of Python, versions of the libraries
+_answers: dict[tuple[str, tuple[tuple[str, int], ...]], Answer] = {}
 # Asks the distribution metadata only: nothing of the environment is imported, and -I keeps the user's paths out.
 _ASK = (
     "import json, sys, importlib.metadata as m\n"
@@ -151,7 +153,24 @@ def best(usable: list[Environment]) -> Environment:
 
 
 def ask(interpreter: str, origin: str) -> Environment | None:
-    """The environment behind an interpreter, None when it is no working Python. Imports none of its libraries."""
+    """The environment behind an interpreter, None when it is no working Python. Imports none of its libraries.
+
+    A venv is asked again only when something was installed into it since, which its site-packages folder shows.
+    """
+    installed = _installed(interpreter)
+    answer = _answers.get((interpreter, installed))
+    if answer is None:
+        answer = _asked(interpreter)
+        if answer is not None and installed:
+            _answers[interpreter, installed] = answer
+    if answer is None:
+        return None
+    python, versions = answer
+    problems, usable = problems_of(python, versions)
+    return Environment(interpreter, python, dict(versions), problems, usable, origin)
+
+
+def _asked(interpreter: str) -> Answer | None:
     quiet = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     try:
         done = subprocess.run(
@@ -163,11 +182,23 @@ def ask(interpreter: str, origin: str) -> Environment | None:
             env=quiet,
         )
         answer = json.loads(done.stdout.decode("utf-8"))
-        python, versions = str(answer["python"]), {name: answer["versions"][name] for name in LIBRARIES}
+        return str(answer["python"]), {name: answer["versions"][name] for name in LIBRARIES}
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError):
         return None
-    problems, usable = problems_of(python, versions)
-    return Environment(interpreter, python, versions, problems, usable, origin)
+
+
+def _installed(interpreter: str) -> tuple[tuple[str, int], ...]:
+    """When the folders that a venv's packages lie in were changed last; empty for any other Python."""
+    folder = Path(interpreter).parent.parent
+    marks = [
+        Path(interpreter),
+        folder / "pyvenv.cfg",
+        *sorted([*folder.glob("lib/python3.*/site-packages"), *folder.glob("Lib/site-packages")]),
+    ]
+    try:
+        return tuple((str(each), each.stat().st_mtime_ns) for each in marks) if len(marks) > 2 else ()
+    except OSError:
+        return ()
 
 
 def problems_of(python: str, versions: dict[str, str | None]) -> tuple[list[str], bool]:
