@@ -6,14 +6,17 @@ Run as: python benchmarks/audit_speed.py [--rows 100000] [--rounds 2] [--model F
 Rows are made up (chat_rows.py), about 1 kB each. In every round `encode_batch` (1000 texts at a time, rendering not
 counted), the whole audit, the audit without near duplicates and scans, and the whole audit of the same rows as Parquet
 run one after the other in changing order, each in a process of its own. An audit's time counts reading, rendering, the
-start of its processes, every check and the report. Prints rows a second, the ratios and the peak memory of all of an
-audit's processes together; exit code 1 when something misses what must hold.
+start of its processes, every check and the report. Reading is a fiftieth of an audit, less than two audits of one file
+differ by; so Parquet and JSON lines are also read alone, in turn, five times, from the file to the rows of another
+process. Prints rows a second, the ratios and the peak memory of all of an audit's processes together; exit code 1 when
+something misses what must hold (Parquet: read alone).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import marshal
 import os
 import resource
 import subprocess
@@ -27,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[:0] = [str(REPOSITORY / "mcp_server")]
 
-import chat_rows  # noqa: E402
+import chat_rows
 
 FULL_AT_LEAST, LEAN_AT_LEAST, MEMORY_AT_MOST = 0.7, 0.9, 1.5 * 2**30
 KINDS = ("encode_batch", "full", "lean", "parquet")
@@ -74,14 +77,28 @@ def of_speed(given: argparse.Namespace, folder: Path) -> int:
         )
     ratios = {kind: sums["encode_batch"]["seconds"] / sums[kind]["seconds"] for kind in ("full", "lean")}
     of_cpu = {kind: sums["encode_batch"]["cpu"] / sums[kind]["cpu"] for kind in ("full", "lean")}
-    parquet = sums["full"]["seconds"] / sums["parquet"]["seconds"]
+    whole = sums["full"]["seconds"] / sums["parquet"]["seconds"]
+    lines, table = reading(folder / "rows.jsonl"), reading(folder / "rows.parquet")
+    for _ in range(4):
+        lines, table = lines + reading(folder / "rows.jsonl"), table + reading(folder / "rows.parquet")
+    parquet = lines / table
     print(f"by CPU time: every check {of_cpu['full']:.3f}, without near duplicates and scans {of_cpu['lean']:.3f}")
     print(
         f"audit speed against encode_batch: every check {ratios['full']:.3f} (at least {FULL_AT_LEAST}), "
         f"without near duplicates and scans {ratios['lean']:.3f} (at least {LEAN_AT_LEAST}); "
-        f"Parquet against JSON lines {parquet:.3f} (at least 1)"
+        f"Parquet against JSON lines, read alone, {parquet:.3f} (at least 1; whole audits {whole:.3f})"
     )
     return 0 if ratios["full"] >= FULL_AT_LEAST and ratios["lean"] >= LEAN_AT_LEAST and parquet >= 1 else 1
+
+
+def reading(path: Path) -> float:
+    """Seconds of processor time from a file to rows in another process: lots, packed, unpacked, parsed."""
+    from peftsmith.data.lots import Lot, lots
+
+    began = time.process_time()
+    for lot in lots(path):
+        Lot(*marshal.loads(marshal.dumps(tuple(lot)))).rows()
+    return time.process_time() - began
 
 
 def write_parquet(lines: Path, path: Path) -> None:

@@ -136,7 +136,22 @@ def test_small_files_are_left_to_this_process():
     assert crew.processes_for(1 << 30) == min(8, crew.cores())
 
 
+def test_a_packed_table_counts_by_what_it_holds(tmp_path):
+    same = [{"text": "the same words in every row"}] * 20_000
+    packed, plain = written(tmp_path / "rows.parquet", same), written(tmp_path / "rows.jsonl", same)
+    draw = random.Random(0)
+    long = [{"text": " ".join(draw.choices(WORDS, k=40))} for _ in range(3000)]
+    compressed = written(tmp_path / "long.parquet", long)
+    assert lots.size(plain) == plain.stat().st_size
+    assert lots.size(packed) >= packed.stat().st_size
+    assert lots.size(compressed) > 1.2 * compressed.stat().st_size
+    written(tmp_path / "shards" / "a.jsonl", same[:10])
+    written(tmp_path / "shards" / "b.jsonl", same[:10])
+    assert lots.size(tmp_path / "shards") == 2 * (tmp_path / "shards" / "a.jsonl").stat().st_size
+
+
 def written(path: Path, values):
+    path.parent.mkdir(exist_ok=True)
     if path.suffix == ".jsonl":
         path.write_text("\n".join(map(json.dumps, values)), encoding="utf-8")
     elif path.suffix == ".json":

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from peftsmith import files
-from peftsmith.data import answers, crew, label_report, licence, repetition, similar, token_report
+from peftsmith.data import answers, crew, label_report, licence, lots, repetition, similar, token_report
 from peftsmith.data.examine import Checks, Examiner
 from peftsmith.data.examples import AnyExample
 from peftsmith.data.formats import Detected, Mapping, detect, to_example
-from peftsmith.data.lots import lots
 from peftsmith.data.overlap import Split
 from peftsmith.data.part import Part
-from peftsmith.data.reading import sources
 from peftsmith.data.rendering import Renderer
 from peftsmith.data.token_report import TokenReport
 from peftsmith.finding import Finding, finding, worst_first
@@ -136,10 +134,10 @@ def audit(
 
 
 def _parts(path: Path, checks: Checks, renderer: Renderer | None) -> Iterator[Part]:
-    count = crew.processes_for(sum(each.stat().st_size for each in sources(path)))
+    count = crew.processes_for(lots.size(path))
     if count > 1:
-        return crew.parts(checks, lots(path), count)
-    return map(Examiner(checks, renderer).examine, lots(path))
+        return crew.parts(checks, lots.lots(path), count)
+    return map(Examiner(checks, renderer).examine, lots.lots(path))
 
 
 def _about_rows(whole: Part, splits: list[Split]) -> Iterator[Finding]:

@@ -46,6 +46,15 @@ def lots(path: Path) -> Iterator[Lot]:
             number += len(lot.numbers)
 
 
+def size(path: Path) -> int:
+    """About how many bytes of rows a file or folder holds."""
+    total = 0
+    for part in reading.sources(path):
+        kind, head = reading.kind_of(part)
+        total += tables.size(part, head) if kind == "table" else part.stat().st_size
+    return total
+
+
 def _of_file(path: Path) -> Iterator[Lot]:
     kind, head = reading.kind_of(path)
     if kind == "lines":

@@ -96,6 +96,16 @@ def _empty(path: Path) -> PeftsmithError:
     return PeftsmithError("The table has no rows", value=str(path), next_step="Put at least one row into it.")
 
 
+def size(path: Path, head: bytes) -> int:
+    """About how many bytes the rows of a file are when unpacked; what its own metadata say, unchecked."""
+    if not head.startswith(PARQUET):
+        return path.stat().st_size
+    with _explained(path):
+        metadata = _library().parquet.read_metadata(path)
+        groups = (metadata.row_group(place) for place in range(metadata.num_row_groups))
+        return max(path.stat().st_size, sum(int(group.total_byte_size) for group in groups))
+
+
 def class_names(path: Path, head: bytes) -> dict[str, tuple[str, ...]]:
     """Column -> names of its whole numbers, as `datasets` writes them into the schema (ClassLabel)."""
     with _explained(path):
