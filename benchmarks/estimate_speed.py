@@ -27,8 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 
-from benchmarks.estimators import environment, hub  # noqa: E402
-from peftsmith import files, operations  # noqa: E402
+from benchmarks.estimators import environment, hub
+from peftsmith import files, operations
 
 SHARE_OF_ACCELERATE, MILLISECONDS, CALLS = 0.1, 50.0, 50
 LLAMA = {

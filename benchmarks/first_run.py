@@ -27,12 +27,12 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "mcp_server")]
 
-from benchmarks.first_runs import plans, support  # noqa: E402
-from benchmarks.first_runs.cases import Case, invalid, valid  # noqa: E402
-from benchmarks.first_runs.trying import PROVEN, REFUSED, SWAPPED, as_it_should, run  # noqa: E402
-from peftsmith import files  # noqa: E402
-from peftsmith.errors import PeftsmithError  # noqa: E402
-from peftsmith.machine import environment as environments  # noqa: E402
+from benchmarks.first_runs import plans, support
+from benchmarks.first_runs.cases import Case, invalid, valid
+from benchmarks.first_runs.trying import PROVEN, REFUSED, SWAPPED, as_it_should, run
+from peftsmith import files
+from peftsmith.errors import PeftsmithError
+from peftsmith.machine import environment as environments
 
 COUNT = 216  # nine shards of 24
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")

@@ -24,11 +24,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 
-from peftsmith import files  # noqa: E402
-from peftsmith.errors import PeftsmithError  # noqa: E402
-from peftsmith.machine import environment as environments  # noqa: E402
-from peftsmith.model import anatomy, catalogue, memory, precise, skeleton, source  # noqa: E402
-from peftsmith.worker import client  # noqa: E402
+from peftsmith import files
+from peftsmith.errors import PeftsmithError
+from peftsmith.machine import environment as environments
+from peftsmith.model import anatomy, catalogue, memory, precise, skeleton, source
+from peftsmith.worker import client
 
 TABLE = Path(__file__).with_suffix(".toml")
 LAYERS, VOCABULARY, FEW_TOKENS = 4, 32000, 4096

@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks import configs, implied  # noqa: E402
-from peftsmith.model import catalogue  # noqa: E402
-from peftsmith.worker.architectures.entry import described  # noqa: E402
-from peftsmith.worker.architectures.experiment import Experiment  # noqa: E402
-from peftsmith.worker.architectures.formulas import place_of  # noqa: E402
-from peftsmith.worker.architectures.widths import fitted  # noqa: E402
+from benchmarks import configs, implied
+from peftsmith.model import catalogue
+from peftsmith.worker.architectures.entry import described
+from peftsmith.worker.architectures.experiment import Experiment
+from peftsmith.worker.architectures.formulas import place_of
+from peftsmith.worker.architectures.widths import fitted
 
 # Flags whose modules no formula tells: an entry holds for their default alone.
 UNTOLD = {"stablelm": {"qk_layernorm": False}}  # one norm a head, in a list of its own

@@ -28,10 +28,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 
-from benchmarks.estimators import compare  # noqa: E402
-from benchmarks.measured import contradicts_itself, request_of  # noqa: E402
-from peftsmith import files  # noqa: E402
-from peftsmith.model import anatomy, memory  # noqa: E402
+from benchmarks.estimators import compare
+from benchmarks.measured import contradicts_itself, request_of
+from peftsmith import files
+from peftsmith.model import anatomy, memory
 
 GIB = 1 << 30
 LIMITS = {"allocated": 3.0, "reserved": 4.0, "device": 9.0}

@@ -28,13 +28,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 
-from benchmarks import measured  # noqa: E402
-from benchmarks import memory as rows_of  # noqa: E402
-from peftsmith import files  # noqa: E402
-from peftsmith.errors import PeftsmithError  # noqa: E402
-from peftsmith.machine import environment as environments  # noqa: E402
-from peftsmith.model import memory, precise  # noqa: E402
-from peftsmith.worker import client  # noqa: E402
+from benchmarks import measured
+from benchmarks import memory as rows_of
+from peftsmith import files
+from peftsmith.errors import PeftsmithError
+from peftsmith.machine import environment as environments
+from peftsmith.model import memory, precise
+from peftsmith.worker import client
 
 GIB = 1 << 30
 MEAN_LIMIT, TRACED_SHARE = 1.5, 95.0

@@ -29,11 +29,11 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "mcp_server")]
 
-from benchmarks import startup  # noqa: E402
-from benchmarks.first_runs import cases, project  # noqa: E402
-from peftsmith import files, plan  # noqa: E402
-from peftsmith.worker import client  # noqa: E402
-from peftsmith.worker.shrink import NEEDED  # noqa: E402
+from benchmarks import startup
+from benchmarks.first_runs import cases, project
+from peftsmith import files, plan
+from peftsmith.worker import client
+from peftsmith.worker.shrink import NEEDED
 
 # Seconds: plan, generate and vet together; the whole check with the twin.
 COLD, WARM, TWIN, COMMON_TWIN = 20.0, 2.0, 60.0, 15.0

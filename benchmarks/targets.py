@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "mcp_server"), str(ROOT)]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks import implied  # noqa: E402
-from peftsmith.model import anatomy, modules, targets, traits  # noqa: E402
-from peftsmith.worker import catalogue, shrink, table  # noqa: E402
+from benchmarks import implied
+from peftsmith.model import anatomy, modules, targets, traits
+from peftsmith.worker import catalogue, shrink, table
 
 COMPARED_SHARE, FROM_CONFIG = 85.0, 60
 RANK = 8

@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "mcp_server")]
 
-from benchmarks import chat_rows  # noqa: E402
+from benchmarks import chat_rows
 
 AGAINST_FIRST, AGAINST_GROUPED, LOSS_WITHIN = 2.0, 1.3, 0.02
 CHATS, MEDIAN, P95, LONGEST = 2000, 120, 700, 512

@@ -23,11 +23,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "mcp_server")]
 
-from peftsmith import __version__, files, lock, plan  # noqa: E402
-from peftsmith.errors import PeftsmithError  # noqa: E402
-from peftsmith.finding import Finding  # noqa: E402
-from peftsmith.knowledge import case as cases  # noqa: E402
-from tests.tiny import write_tiny_model  # noqa: E402
+from peftsmith import __version__, files, lock, plan
+from peftsmith.errors import PeftsmithError
+from peftsmith.finding import Finding
+from peftsmith.knowledge import case as cases
+from tests.tiny import write_tiny_model
 
 # SmolLM2-135M's shape: large enough for realistic shares, and without weights nothing has to be written.
 SMALL = {

@@ -78,7 +78,7 @@ def combination(
             "train": "data/train.jsonl",
             "eval": "data/eval.jsonl" if training and {"eval_steps", "patience"} & set(training) else None,
             "test": "data/test.jsonl",
-            "format": plan.TASK_FORMATS[task][0],  # type: ignore[index]
+            "format": plan.TASK_FORMATS[task][0],
             "labels": LABELS if task in plan.LABELLED else [],
             "system_prompt": "route the ticket to one queue" if task == "classification" else None,
         },
@@ -177,7 +177,7 @@ def tasks(model_type: str) -> tuple[str, ...]:
     understood = ("sequence_classification", "token_classification", "question_answering")
     special: dict[str, tuple[str, ...]] = {"encoder": understood, "encoder-decoder": ("seq2seq", "question_answering")}
     wanted = special.get(kinds()[model_type], (*GENERATING, *understood))
-    return tuple(task for task in wanted if methods.supports(plan.TASK_TYPES[task], model_type))  # type: ignore[index]
+    return tuple(task for task in wanted if methods.supports(plan.TASK_TYPES[task], model_type))
 
 
 def method(name: str, model_type: str = "llama") -> dict[str, Any]:
@@ -218,7 +218,7 @@ def _invalid_of(known: methods.Method) -> Iterator[Case]:
         return
     for model_type in known.fails_on:
         task = "chat" if methods.supports("CAUSAL_LM", model_type) else "sequence_classification"
-        if methods.supports(plan.TASK_TYPES[task], model_type):  # type: ignore[index]
+        if methods.supports(plan.TASK_TYPES[task], model_type):
             yield combination(model_type, task, method(name), refused="plan.method.architecture")
     if not known.quantised:
         quantised = {**method(name), "quantization": {"bits": 4}}

@@ -342,7 +342,7 @@ def test_a_class_as_a_chat():
 
 
 def test_a_plan_states_the_mapping():
-    from peftsmith.plan import Data
+    from peftsmith.plan_parts import Data
 
     data = Data(train="a.jsonl", format="prompt_completion", columns={"prompt": "q"}, roles={"bot": "assistant"})
     assert Mapping.of_plan(data) == Mapping("prompt_completion", {"prompt": "q"}, {"bot": "assistant"})
@@ -382,7 +382,7 @@ CLASSES = {"train": "a.csv", "format": "classification"}
     ],
 )
 def test_what_generated_scripts_would_not_see_alike(data, row, word):
-    from peftsmith.plan import Data
+    from peftsmith.plan_parts import Data
 
     stated = Data(**data)
     reason = normal.unprepared(row, to_example(row, Mapping.of_plan(stated)), stated)

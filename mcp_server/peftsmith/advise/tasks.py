@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
-from peftsmith.plan import TASK_FORMATS, TASK_TYPES, DataFormat, Task
+from peftsmith.plan import TASK_FORMATS, TASK_TYPES, Task
+from peftsmith.plan_parts import DataFormat
 
 if TYPE_CHECKING:
     from peftsmith.data.formats import Detected

@@ -28,7 +28,7 @@ from peftsmith.data.examples import (
 )
 from peftsmith.data.faults import RowFault
 from peftsmith.data.mapping import Mapping
-from peftsmith.plan import DataFormat
+from peftsmith.plan_parts import DataFormat
 from peftsmith.secrets import redact
 
 Row = Lookup[str, Any]

@@ -21,7 +21,7 @@ from peftsmith.data.faults import RowFault
 from peftsmith.data.mapping import FIELDS, FORMATS, Mapping
 from peftsmith.data.reading import Row, class_names, read_rows
 from peftsmith.errors import PeftsmithError
-from peftsmith.plan import DataFormat
+from peftsmith.plan_parts import DataFormat
 
 __all__ = [
     "FORMATS", "Detected", "Mapping", "Message", "Row", "RowFault", "as_chat", "detect", "fits", "read_rows",

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
-from peftsmith.plan import Data, DataFormat
+from peftsmith.plan_parts import Data, DataFormat
 
 FORMATS: tuple[DataFormat, ...] = get_args(DataFormat)
 

@@ -23,7 +23,7 @@ from peftsmith.data.examples import (
     Tagged,
 )
 from peftsmith.data.mapping import Mapping as RowMapping
-from peftsmith.plan import Data, DataFormat
+from peftsmith.plan_parts import Data, DataFormat
 
 _PREPARE = "it is not in the form that prepare_dataset writes"
 # What rows of a format are written as: one way to write each kind down.

@@ -18,8 +18,9 @@ from peftsmith import assets, files
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
 from peftsmith.lock import Lock
-from peftsmith.plan import LABELLED, Data, FineTunePlan
+from peftsmith.plan import LABELLED, FineTunePlan
 from peftsmith.plan_method import Method
+from peftsmith.plan_parts import Data
 from peftsmith.project import literal, requirements, settings, together
 
 _PLAIN_FILES = {
