@@ -13,15 +13,18 @@ export PEFTSMITH_TEST_MODEL ?= $(CURDIR)/$(MODEL)
 unexport PYTHONDONTWRITEBYTECODE
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-training test-system bench check format docs pins manifest architectures packing train-env demo-model clean
+.PHONY: demo test test-fast test-slow test-training test-system bench check format docs pins manifest architectures packing train-env demo-model clean
 
 demo: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) examples/support-tickets/demo.py
 
-test: test-fast test-training
+test: test-fast test-slow test-training
 
 test-fast: .venv/ready check
-	$(CONTROL) -m pytest -q -n 2 --dist worksteal -m "not training and not system"
+	$(CONTROL) -m pytest -q -n 2 --dist worksteal -m "not slow and not training and not system"
+
+test-slow: .venv/ready
+	$(CONTROL) -m pytest -q -n 2 --dist worksteal -m "slow and not training and not system"
 
 test-training: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) -m pytest -q -m "training and not system"

@@ -22,28 +22,32 @@ import transformers
 
 
 class Turns(transformers.TrainerCallback):
-    """Waits for its turn before each update, and answers after it."""
+    """Waits for its turn before each update, and answers after it with the loss of the unseen samples."""
 
     def __init__(self) -> None:
+        self.samples: list[list[int]] = []
+        self.before = 0.0
         self.tokens = self.places = 0
         self.began = (0.0, 0.0)
 
-    def wait(self) -> str:
-        line = sys.stdin.readline().strip()
+    def wait(self) -> None:
+        sys.stdin.readline()
         self.tokens = self.places = 0
         self.began = (time.perf_counter(), time.process_time())
-        return line
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.wait()
-        answer({"ready": True})
+        answer({"loss": self.before})
         self.wait()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **kwargs: Any) -> None:
         seconds, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
-        answer({"tokens": self.tokens, "places": self.places, "seconds": seconds, "cpu": cpu})
-        if self.wait() == "stop":
-            control.should_training_stop = True
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        loss = mean_loss(model, self.samples)
+        answer(
+            {"tokens": self.tokens, "places": self.places, "seconds": seconds, "cpu": cpu, "peak": peak, "loss": loss}
+        )
+        self.wait()
 
 
 def answer(values: dict[str, Any]) -> None:
@@ -86,12 +90,9 @@ def main() -> None:
 
     def train(self: Any, *positional: Any, **named: Any) -> Any:
         rows = [json.loads(line)["text"] for line in Path(unseen).read_text(encoding="utf-8").splitlines()]
-        samples = [self.processing_class(text)["input_ids"][:512] for text in rows]
-        before = mean_loss(self.model, samples)
-        result = original_train(self, *positional, **named)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        answer({"loss": mean_loss(self.model, samples), "before": before, "peak": peak})
-        return result
+        turns.samples = [self.processing_class(text)["input_ids"][:512] for text in rows]
+        turns.before = mean_loss(self.model, turns.samples)
+        return original_train(self, *positional, **named)
 
     transformers.Trainer.__init__ = init
     transformers.Trainer.training_step = step

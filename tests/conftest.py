@@ -1,4 +1,4 @@
-"""Fixtures that every stage shares; the slow half's own needs fail with what to do instead of skipping."""
+"""Fixtures that every stage shares; what the last part needs fails with what to do instead of skipping."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items):
-    """Whatever uses the training environment or the demo model belongs to the second half of `make test`."""
+    """Whatever uses the training environment or the demo model belongs to the last part of `make test`."""
     for item in items:
         if NEEDS_TRAINING_PLANE & set(item.fixturenames):
             item.add_marker("training")

@@ -14,6 +14,8 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.finding import catalogue
 from peftsmith.knowledge import case as cases
 
+pytestmark = pytest.mark.slow
+
 CASES = Path(__file__).parent / "cases"
 FOLDERS = sorted(path.parent for path in CASES.rglob(cases.CASE_FILE))
 

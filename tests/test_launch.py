@@ -22,6 +22,8 @@ from tests.wire import HANDSHAKE, MCP_SERVER, MODERN, Wire
 sys.path.insert(0, str(MCP_SERVER))
 import launch_install
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = MCP_SERVER / "launch.py"
 FRONT_FILES = sorted(MCP_SERVER.glob("launch*.py"))
 

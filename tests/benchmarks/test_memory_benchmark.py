@@ -16,6 +16,8 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.model import anatomy
 from tests.model.test_anatomy import LLAMA_3_2_3B
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = {
     "meta-llama/Llama-3.2-3B": LLAMA_3_2_3B,
     "Qwen/Qwen2.5-0.5B-Instruct": {

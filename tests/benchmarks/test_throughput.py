@@ -13,9 +13,10 @@ from benchmarks import throughput
 
 def runner(name, tokens, seconds, loss, width=None):
     made = throughput.Runner(name, subprocess.Popen(["true"], text=True))
-    update = {"tokens": tokens, "places": width or tokens, "seconds": seconds, "cpu": seconds}
+    update = {"tokens": tokens, "places": width or tokens, "seconds": seconds, "cpu": seconds, "peak": 1 << 30}
+    update["loss"] = loss
     made.updates = [{**update, "seconds": 100 * seconds, "cpu": 100 * seconds}, update, update]
-    made.result = {"loss": loss, "before": 2.0, "peak": 1 << 30}
+    made.before = 2.0
     made.process.wait()
     return made
 
@@ -39,6 +40,19 @@ def test_the_verdict_leaves_the_first_update_out(capsys, seconds, loss, code, la
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith(last)
     assert "50.0%" in next(line for line in printed if line.startswith("baseline"))
+
+
+def test_losses_are_compared_at_the_same_number_of_tokens():
+    made = throughput.Runner("ours", subprocess.Popen(["true"], text=True), before=3.0)
+    made.process.wait()
+    made.updates = [{"tokens": 100.0, "loss": 2.0}, {"tokens": 300.0, "loss": 1.4}]
+    assert made.loss_at(0) == 3.0
+    assert made.loss_at(50) == pytest.approx(2.5)
+    assert made.loss_at(100) == pytest.approx(2.0)
+    assert made.loss_at(250) == pytest.approx(1.7)
+    assert made.loss_at(400) == pytest.approx(1.4)
+    with pytest.raises(ValueError, match="400 tokens, not 401"):
+        made.loss_at(401)
 
 
 def test_lengths_are_lognormal_and_cut(tiny_model):

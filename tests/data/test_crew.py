@@ -39,6 +39,7 @@ def report(path, model, **options):
     return made.to_json(), [(each.id, each.message, each.evidence) for each in made.findings]
 
 
+@pytest.mark.slow
 def test_several_processes_say_what_one_says(tmp_path, tiny_model, monkeypatch):
     data, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     made = rows(1500)

@@ -8,6 +8,8 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.model import anatomy, catalogue, memory, source
 from peftsmith.model.request import Request
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bodies(tmp_path_factory):

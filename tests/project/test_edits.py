@@ -14,6 +14,8 @@ from peftsmith import files, plan
 from peftsmith.project import edits, generate
 from tests.project.plans import make, write_project
 
+pytestmark = pytest.mark.slow
+
 BASE = "".join(f"line {number}\n" for number in range(10))
 LINE = st.sampled_from(["a", "b", "", "# mine", "RANK = 4", "    x = 1"])
 TEXT = st.lists(LINE, max_size=12).map(lambda lines: "".join(f"{line}\n" for line in lines))

@@ -226,12 +226,14 @@ def test_options_of_every_method_are_inert(name):
     assert "method.config" in shown or not _options(name, HARMLESS)
 
 
+@pytest.mark.slow
 @given(value=text, task=st.sampled_from(sorted(plan.TASK_FORMATS)))
 @examples(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_text_is_inert(value, task):
     _inert(_base(task), f"{value}'")  # no plan's name, which stands in docstrings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_megabyte_is_refused_or_a_literal(field):
     value = ("\"{{ '\\" * 200_000)[: 1 << 20]

@@ -157,6 +157,7 @@ OWN_FOLDERS = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_bandit_finds_nothing(tmp_path):
     """A plan of every task: each load that may come from the hub names its commit."""
     chosen = {

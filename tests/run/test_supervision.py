@@ -18,6 +18,8 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.run import host, start, store, supervise, watch
 from tests.run.fake import make_project
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = Path(start.__file__).resolve().parents[2]
 LEASE, STOP = 2.0, 1.0
 

@@ -11,6 +11,8 @@ import pytest
 from peftsmith.errors import PeftsmithError
 from tests.wire import HANDSHAKE, MCP_SERVER
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "t" * 32
 SERVE = [sys.executable, "-P", "-m", "peftsmith.server", "--http"]
 

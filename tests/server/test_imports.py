@@ -7,6 +7,8 @@ import pytest
 
 from tests.wire import HANDSHAKE, MCP_SERVER, Wire
 
+pytestmark = pytest.mark.slow
+
 TRAINING_PLANE = {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "sklearn"}
 # Needed by single operations only; at start they would cost every client.
 LATE = {"pyarrow", "tokenizers", "huggingface_hub", "ruamel", "numpy", "peftsmith.plan", "peftsmith.secrets"}

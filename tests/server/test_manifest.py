@@ -8,6 +8,8 @@ import pytest
 from peftsmith.server import manifest
 from tests.wire import HANDSHAKE, Wire
 
+pytestmark = pytest.mark.slow
+
 
 def committed():
     return json.loads(manifest.FILE.read_text(encoding="utf-8"))
