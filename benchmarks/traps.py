@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
@@ -28,6 +28,9 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
 from peftsmith.knowledge import case as cases
 from tests.tiny import write_tiny_model
+
+if TYPE_CHECKING:
+    from peftsmith.model.anatomy import Anatomy
 
 # SmolLM2-135M's shape: large enough for realistic shares, and without weights nothing has to be written.
 SMALL = {
@@ -145,9 +148,33 @@ def _of_model(case: cases.Case, document: dict[str, Any], work: Path, model: str
 def _plan(case: cases.Case, document: dict[str, Any], work: Path, model: str | None) -> list[Finding]:
     from peftsmith.advise import rules
     from peftsmith.model import anatomy
+    from peftsmith.project import fitness
 
     made = plan.validate(document)
-    return rules.check(made, anatomy.inspect(str(model), made.base.revision if model == made.base.model else None))
+    body = anatomy.inspect(str(model), made.base.revision if model == made.base.model else None)
+    return [*rules.check(made, body), *fitness.on_device(made, _device(case.gpu)), *_updates(made, body, work)]
+
+
+def _device(gpu: str | None) -> dict[str, Any] | None:
+    """The GPU as plan_finetune keeps it in the lock."""
+    from peftsmith.model import speed
+
+    if gpu is None:
+        return None
+    return {"kind": "cuda", "capability": [int(part) for part in speed.gpu(gpu).capability.split(".")]}
+
+
+def _updates(made: plan.FineTunePlan, body: Anatomy, work: Path) -> list[Finding]:
+    """How often the plan updates its adapter, where the case brings the rows."""
+    from peftsmith.advise import measure, updates
+    from peftsmith.data import formats
+
+    train = work / str(made.data.train)
+    if not train.is_file():
+        return []
+    prompt = made.data.system_prompt
+    rows = measure.measure(train, formats.detect(train), made.task, body, test=None, system_prompt=prompt).rows
+    return updates.judge(made, rows.count, rows.total_tokens)
 
 
 def _write_project(work: Path, document: dict[str, Any]) -> None:

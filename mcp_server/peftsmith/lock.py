@@ -44,6 +44,7 @@ class DataFile(BaseModel):
 class Lock(BaseModel):
     """`files` maps each generated file to its sha256 as generated, `checked` to that at the last successful check.
 
+    `device` is what was planned for: {"kind", "capability"} (a CUDA GPU's, or null); null in locks of before.
     `proofs` maps a proof's name (vet, twin) to what it saw; `digest` is None until a check passed.
     """
 
@@ -56,6 +57,7 @@ class Lock(BaseModel):
     data: dict[str, DataFile]  # by split
     versions: dict[str, str]  # library -> version in the training environment
     interpreter: str | None
+    device: dict[str, Any] | None = None
     estimate: dict[str, Any]
     why: dict[str, Why]
     files: dict[str, str]

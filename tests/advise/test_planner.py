@@ -247,9 +247,10 @@ def test_plans_for_other_tasks_count_rows_as_their_scripts_read_them(tmp_path, c
     windows = (16, 30) if task == "question_answering" else (None, None)
     assert (made.plan.training.stride, made.plan.training.max_answer_tokens) == windows
     assert {f"training.{name}" in made.why for name in ("stride", "max_answer_tokens")} == {windows[0] is not None}
-    packed = made.plan.training.packing == "bfd"
-    assert (packed, made.plan.training.max_length) == ((True, 512) if task == "text" else (False, 64))
-    assert made.plan.training.group_by_length is not packed
+    # Forty short texts would fill a sequence or two: they are not packed.
+    assert (made.plan.training.packing, made.plan.training.max_length) == ("none", 64)
+    assert made.why["training.packing"]["rule"] == ("packing.few_updates" if task == "text" else "packing.none")
+    assert made.plan.training.group_by_length
     assert not [each for each in made.findings if each.severity == "error"]
     assert not [each for each in made.findings if each.id in ("model.architecture.not_causal", "data.rows.unsupported")]
     assert "gpu" not in {each["id"] for each in made.questions}

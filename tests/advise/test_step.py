@@ -2,7 +2,7 @@
 
 import pytest
 
-from peftsmith.advise import recommend
+from peftsmith.advise import recommend, updates
 from peftsmith.advise.recommend import Device, Intent, Rows
 
 A100, CPU = Device("cuda", 72.0, (8, 0)), Device("cpu", 64.0)
@@ -48,7 +48,7 @@ def test_a_pass_flattens_no_more_tokens_than_attention_can_bear(bodies):
 
 
 def test_short_rows_share_sequences_of_512_tokens(bodies):
-    assert training(bodies, rows=Rows(500, 40, 5000, 9000)).training["max_length"] == 512
+    assert training(bodies, rows=Rows(5000, 40, 50_000, 90_000)).training["max_length"] == 512
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,50 @@ def test_on_a_processor_the_loss_is_worked_out_at_the_learnt_positions(bodies, b
 def test_it_stops_early_where_there_is_something_to_judge_by(bodies, held_out, count, method, patience):
     rows = Rows(count, 512, 100 * count, 175 * count, held_out=held_out)
     assert training(bodies, rows=rows, intent=Intent(method=method)).training["patience"] == patience
+
+
+def updates_of(advice, rows):
+    made = advice.training
+    count = updates.sequences(rows.count, rows.total_tokens, made["packing"], made["max_length"])
+    return updates.updates(count, made["batch_size"], made["gradient_accumulation"], made["epochs"])
+
+
+@pytest.mark.parametrize(
+    ("count", "mean", "longest", "packing", "least"),
+    [
+        (510, 57, 89, "bfd", 96),  # examples/support-tickets: 96 was what it had before rows were packed
+        (200, 30, 60, "none", 100),  # 12 sequences of 512: 36 updates at most
+        (150, 250, 500, "bfd", 100),
+        (5_000, 57, 89, "bfd", 500),
+    ],
+)
+def test_packing_leaves_about_as_many_updates_as_rows_by_themselves(bodies, count, mean, longest, packing, least):
+    rows = Rows(count, longest, count * mean // 2, count * mean)
+    advice = training(bodies, rows=rows)
+    assert advice.training["packing"] == packing
+    assert updates_of(advice, rows) == advice.facts["steps"] >= least
+    apart = advice.facts["row_updates"]
+    assert advice.facts["steps"] >= 0.75 * min(apart, updates.WANTED * 2)
+    assert str(advice.facts["steps"]) in advice.why["training.gradient_accumulation"].reason
+
+
+@pytest.mark.parametrize(("count", "batch"), [(150, 4), (400, 8), (700, 16)])
+def test_fewer_rows_make_smaller_batches(bodies, count, batch):
+    advice = training(bodies, rows=Rows(count, 512, None))
+    assert advice.training["batch_size"] * advice.training["gradient_accumulation"] == batch
+    assert advice.why["training.gradient_accumulation"].reason.startswith(f"{batch} rows an update")
+
+
+def test_few_documents_of_pretraining_are_counted_in_blocks_and_not_in_rows(bodies):
+    documents = Rows(20, 90_000, 1_600_000, 1_600_000)  # 782 blocks: 49 updates at 16
+    advice = training(bodies, rows=documents, intent=Intent(task="continued_pretraining"))
+    assert advice.training["batch_size"] * advice.training["gradient_accumulation"] == 4
+    assert advice.facts["steps"] == 196
+
+
+def test_updates_are_counted_as_the_trainer_counts_them():
+    assert updates.updates(510, 8, 1, 0.75) == 48
+    assert updates.updates(17, 4, 2, 3) == 9  # five batches are three updates a pass
+    assert updates.updates(1, 8, 8, 0.1) == 1
+    assert updates.sequences(510, 29_000, "bfd", 512) == 57
+    assert updates.sequences(510, None, "bfd", 512) == 510

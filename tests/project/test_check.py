@@ -6,7 +6,7 @@ import pytest
 
 from peftsmith import files, lock, plan
 from peftsmith.errors import PeftsmithError
-from peftsmith.project import check
+from peftsmith.project import check, generate
 from tests.project.small_project import edit, make_project, rows, write_rows
 
 pytestmark = pytest.mark.training
@@ -126,3 +126,33 @@ def test_an_edited_plan_is_drift_until_the_scripts_are_made_again(project):
     checked = check.check(project, twin=False)
     assert "plan.drift" in errors(checked)
     assert checked.digest is None
+
+
+def test_a_plan_of_few_updates_is_told_by_the_rows_that_the_trainer_keeps(project):
+    def few(**changes):
+        text = files.read_text(project / plan.PLAN_FILE)
+        files.write_text(project / plan.PLAN_FILE, plan.edit(text, {f"training.{k}": v for k, v in changes.items()}))
+        generate.generate(project)
+        return [each for each in check.check(project, twin=False).findings if each.id == "plan.updates.few"]
+
+    found = few(epochs=1.0, batch_size=4, gradient_accumulation=2)
+    assert [(each.severity, each.evidence["updates"], each.evidence["rows"]) for each in found] == [("warning", 3, 24)]
+    assert few(epochs=4.0, batch_size=2, gradient_accumulation=1) == []
+
+
+def test_bf16_by_hand_for_a_gpu_without_it_is_refused_before_a_file_is_written(project):
+    locked = lock.load(project).model_copy(update={"device": {"kind": "cuda", "capability": [7, 5]}})
+    lock.save(project, locked)
+    text = files.read_text(project / plan.PLAN_FILE)
+    before = (project / "train.py").read_bytes()
+    files.write_text(project / plan.PLAN_FILE, plan.edit(text, {"training.precision": "bf16"}))
+    written = generate.generate(project)
+    assert [(each.id, each.rows) for each in written.findings if each.severity == "error"] == [
+        ("plan.precision.device", (23,))
+    ]
+    assert (written.files, (project / "train.py").read_bytes()) == ([], before)
+    checked = check.check(project, twin=False)
+    assert checked.digest is None
+    assert "plan.precision.device" in errors(checked)
+    files.write_text(project / plan.PLAN_FILE, plan.edit(text, {"training.precision": "fp32"}))
+    assert "plan.precision.device" not in {each.id for each in generate.generate(project).findings}

@@ -271,6 +271,7 @@ def test_against_the_installed_libraries_clean_cases_stay_clean_and_unknown_argu
     for path in clean:
         case = cases.load(path)
         for item in case.files:
+            (tmp_path / item.path).parent.mkdir(exist_ok=True)
             (tmp_path / item.path).write_bytes((path / item.source).read_bytes())
         look = check.look(tmp_path / case.files[0].path, environment)
         assert [each.to_json() for each in look.findings if each.severity in ("error", "warning")] == [], path.name
@@ -296,3 +297,47 @@ def test_against_the_installed_libraries_clean_cases_stay_clean_and_unknown_argu
         ("project.call.missing", None, 1),
     }
     client.stop(environment)
+
+
+PACKS = """
+from transformers import {loader}
+from trl import SFTConfig, SFTTrainer
+
+model = {loader}.from_pretrained("base"{more})
+trainer = SFTTrainer(model=model, args=SFTConfig(output_dir="out", learning_rate=1e-5, packing=True{config}))
+trainer.train()
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "script", "severity", "said"),
+    [
+        ({"model_type": "llama"}, {}, None, ""),
+        ({"model_type": "bloom"}, {}, "warning", "bloom models let rows see each other"),
+        ({"model_type": "bamba"}, {}, "warning", "causal_conv1d"),
+        ({"model_type": "of_tomorrow"}, {}, "unknown", "of_tomorrow models keep rows apart has not been tried"),
+        (None, {}, "unknown", "was not found out"),
+        ("no object", {}, "unknown", "was not found out"),
+        ({"model_type": "llama"}, {"more": ', attn_implementation="eager"'}, "unknown", "eager has not been tried"),
+        ({"model_type": "bloom"}, {"more": ', attn_implementation="flash_attention_2"'}, None, ""),
+        ({"model_type": "llama"}, {"config": ', packing_strategy="wrapped"'}, "warning", "never keeps rows apart"),
+        (None, {"loader": "LlamaForCausalLM"}, None, ""),
+        (None, {"loader": "BloomForCausalLM"}, "warning", "bloom models"),
+    ],
+)
+def test_packed_rows_are_judged_by_what_was_tried_with_the_architecture(tmp_path, config, script, severity, said):
+    if config is not None:
+        (tmp_path / "base").mkdir()
+        (tmp_path / "base" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    text = PACKS.format(**{"loader": "AutoModelForCausalLM", "more": "", "config": "", **script})
+    found = [each for each in looked(tmp_path, text).findings if each.id == "script.packing.attention"]
+    assert [each.severity for each in found] == ([severity] if severity else [])
+    assert all(said in each.message for each in found)
+
+
+def test_what_was_tried_with_one_transformers_says_nothing_of_a_much_older_one(tmp_path):
+    text = PACKS.format(loader="LlamaForCausalLM", more="", config="")
+    pinned = looked(tmp_path, notebook("!pip install transformers==4.40.0", text), "train.ipynb").findings
+    found = [each for each in pinned if each.id == "script.packing.attention"]
+    assert [each.severity for each in found] == ["unknown"]
+    assert "transformers 4.40.0 has not been tried" in found[0].message

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from peftsmith.advise import updates
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods, packing
 from peftsmith.plan import ANSWER_TOKENS, TASK_TYPES, ServingTarget, Task
@@ -281,6 +282,40 @@ def _lengths(anatomy: Anatomy, rows: Rows) -> dict[str, Any]:
         "held_out": rows.held_out,
         "block_length": min(BLOCK, limit),
     }
+
+
+def of_updates(rows: Rows, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """How many updates the rows make at usual batches, before it is decided whether they are packed."""
+    wrapped = facts["task"] == "continued_pretraining"
+    count = updates.sequences(
+        rows.count, rows.total_tokens, "wrapped" if wrapped else "none", int(facts["block_length"])
+    )
+    return {f"updates_at_{batch}": updates.updates(count, batch, 1, facts["epochs"]) for batch in (8, 16)}
+
+
+def of_packing(rows: Rows, facts: Mapping[str, Any], wanted: int) -> dict[str, Any]:
+    """Whether packing would leave fewer updates than are wanted, and fewer than `wanted` rows each make."""
+    length = int(facts["packed_length"])
+    count = updates.sequences(rows.count, rows.total_tokens, "bfd", length)
+    packed = updates.updates(count, in_sequences(wanted, rows, facts, "bfd", length), 1, facts["epochs"])
+    single = updates.updates(rows.count, wanted, 1, facts["epochs"])
+    return {
+        "packed_sequences": count,
+        "packed_updates": packed,
+        "row_updates": single,
+        "packing_starves": packed < min(updates.WANTED, single),
+    }
+
+
+def in_sequences(wanted: int, rows: Rows, facts: Mapping[str, Any], packing: str, length: int) -> int:
+    """An effective batch of so many rows, as sequences that hold as many tokens; rather fewer where updates are few."""
+    if packing in ("none", "wrapped") or not rows.mean:
+        return wanted
+    as_many = wanted * rows.mean / length
+    count = updates.sequences(rows.count, rows.total_tokens, packing, length)
+    nearest = max(1, round(as_many))
+    enough = updates.updates(count, nearest, 1, facts["epochs"]) >= updates.WANTED
+    return nearest if enough else max(1, int(as_many))
 
 
 def of_answers(rows: Rows, max_length: int) -> dict[str, Any]:

@@ -6,8 +6,8 @@ Does not know: what is wrong with rows (data/audit.py), or what follows from the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,12 +34,14 @@ _FRAME = 2  # what a tokenizer puts between two texts, at most
 
 @dataclass(frozen=True)
 class Measured:
-    """`rows` for the rules; `readable` of `total` rows can be used as the task needs them."""
+    """`rows` for the rules; `readable` of `total` rows can be used as the task needs them. `apart`: the rows of each of
+    several adapters, which the rules see as one."""
 
     rows: Rows
     total: int
     readable: int
     findings: list[Finding]
+    apart: Mapping[str, Rows] = field(default_factory=dict)
 
 
 def measure(

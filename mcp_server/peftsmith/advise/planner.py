@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftsmith import __version__, files, lock, plan
-from peftsmith.advise import alternatives, document, measure, questions, recommend, rules, tasks, worth, writing
+from peftsmith.advise import (
+    alternatives,
+    document,
+    measure,
+    questions,
+    recommend,
+    rules,
+    tasks,
+    updates,
+    worth,
+    writing,
+)
 from peftsmith.advise.document import Wish
 from peftsmith.advise.facts import Device, Intent
 from peftsmith.errors import PeftsmithError
@@ -90,6 +101,7 @@ def _make(project: Path, wish: Wish, searching: Future[list[Environment]]) -> Ma
     working = [each for each in environments if each.usable]
     usable = environment.best(working) if working else None
     sources = document.sources(made, wish)
+    device = _device(situation, wish.gpu)
     locked = lock.Lock(
         peftsmith=__version__,
         plan_sha256=files.sha256_text(text),
@@ -97,11 +109,11 @@ def _make(project: Path, wish: Wish, searching: Future[list[Environment]]) -> Ma
         data=writing.data_files(made, sources),
         versions={name: found for name, found in usable.versions.items() if found} if usable else {},
         interpreter=usable.interpreter if usable else None,
+        device={"kind": device.kind, "capability": device.capability},
         estimate=advice.fit.estimate.to_json(),
         why=advice.why,
         files={},
     )
-    device = _device(situation, wish.gpu)
     others = alternatives.compare(body, advice, measured.rows, device, serving=intent.serving, gpu=gpu)
     asked = _questions(situation, intent, questions.Outcome(_values(made), _alarms(judged)))
     writing.write(project, text, locked, sources)
@@ -120,7 +132,12 @@ def _propose(
     advice = recommend.recommend(body, rows, _device(situation, gpu), intent)
     made = document.plan_of(situation.project, wish, body, situation.detected, intent, advice)
     scores = {"base_score": wish.base_score, "wanted_score": wish.wanted_score}
-    return made, advice, [*advice.findings, *worth.judge(intent, rows, **scores), *rules.check(made, body)]
+    few = [
+        together.about(each, name)
+        for name, one in (situation.measured.apart or {"": rows}).items()
+        for each in updates.judge(made, one.count, one.total_tokens)
+    ]
+    return made, advice, [*advice.findings, *worth.judge(intent, rows, **scores), *few, *rules.check(made, body)]
 
 
 def _questions(situation: _Situation, intent: Intent, now: questions.Outcome) -> list[dict[str, Any]]:
@@ -215,8 +232,8 @@ def _rows(wish: Wish, body: Anatomy, detected: Detected, task: plan.Task) -> mea
 def _together(
     wish: Wish, body: Anatomy, detected: Detected, task: plan.Task, first: measure.Measured
 ) -> measure.Measured:
-    """The rows of all adapters, as the settings that they share must suit them: the longest, the most. All are of the
-    first one's format."""
+    """The rows of all adapters, as the settings that they share must suit them: the longest, the most; of a mixture all
+    together. All are of the first one's format."""
     seen = [(next(iter(wish.tasks())), first)]
     for name, path in wish.others.items():
         other = replace(wish, data=path, test=wish.other_tests.get(name), eval=None)
@@ -234,17 +251,23 @@ def _together(
         known = [getattr(each, name) for each in every]
         return None if None in known else max(known)
 
+    def together_or_most(name: str) -> int | None:
+        """One adapter for all trains on the rows of all."""
+        known = [getattr(each, name) for each in every]
+        return sum(known) if wish.intent.mix and None not in known else most(name)
+
     rows = replace(
         first.rows,
-        count=max(each.count for each in every),
+        count=together_or_most("count") or 0,
         longest=most("longest"),
-        loss_tokens=most("loss_tokens"),
-        total_tokens=most("total_tokens"),
+        loss_tokens=together_or_most("loss_tokens"),
+        total_tokens=together_or_most("total_tokens"),
         target=most("target"),
     )
     findings = [together.about(each, name) for name, one in seen for each in one.findings]
     total = sum(each.total for _, each in seen)
-    return measure.Measured(rows, total, total, findings)
+    apart = {} if wish.intent.mix else {name: one.rows for name, one in seen}
+    return measure.Measured(rows, total, total, findings, apart)
 
 
 def _device(situation: _Situation, gpu: str | None) -> Device:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from peftsmith.advise import engine, facts, fit
+from peftsmith.advise import engine, facts, fit, updates
 from peftsmith.advise.facts import Device, Intent, Rows
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
@@ -71,13 +71,18 @@ def _attempt(anatomy: Anatomy, rows: Rows, device: Device, intent: Intent, *, ex
     known |= facts.of_targets(anatomy, rows, intent, known, preset)
     for name in ("rank", "alpha", "dropout", "config"):
         known[name] = draft.decide(f"method.{name}")
-    for name in ("packing", "loss_path", "precision", "max_length", "epochs"):
+    known["epochs"] = draft.decide("training.epochs")
+    known |= facts.of_updates(rows, known)
+    wanted = draft.decide("batch.effective")
+    known["batch_reason"] = draft.decided["batch.effective"].why(known).reason
+    known |= facts.of_packing(rows, known, wanted)
+    for name in ("packing", "loss_path", "precision", "max_length"):
         known[name] = draft.decide(f"training.{name}")
     if intent.task == "question_answering":
         known |= facts.of_answers(rows, known["max_length"])
         for name in ("stride", "max_answer_tokens"):
             draft.decide(f"training.{name}")
-    known["effective"] = _in_sequences(draft.decide("batch.effective"), rows, known)
+    known["effective"] = facts.in_sequences(wanted, rows, known, known["packing"], known["max_length"])
     known["sequences_at_once"] = facts.sequences_at_once(anatomy, known)
     if known["datasets"]:
         draft.decide("mixture" if known["mix"] else "adapters")
@@ -114,25 +119,17 @@ def _fit(anatomy: Anatomy, draft: _Draft, rows: Rows, device: Device, intent: In
     return quantised if draft.decide("method.quantised") and quantised else plain
 
 
-def _in_sequences(wanted: int, rows: Rows, known: dict[str, Any]) -> int:
-    """An effective batch of so many rows, as sequences that hold as many tokens."""
-    if known["packing"] in ("none", "wrapped") or not rows.mean:
-        return wanted
-    return max(1, round(wanted * rows.mean / int(known["max_length"])))
-
-
 def _of_fit(found: fit.Fit, rows: Rows, known: dict[str, Any]) -> dict[str, Any]:
     batch = found.request.batch_size
     accumulation = max(1, round(known["effective"] / batch))
-    whole = rows.count
-    if known["packing"] != "none" and rows.total_tokens:
-        whole = max(1, ceil(rows.total_tokens / known["max_length"]))
-    steps = max(1, ceil(whole / (batch * accumulation)) * ceil(known["epochs"]))
+    whole = updates.sequences(rows.count, rows.total_tokens, known["packing"], known["max_length"])
+    steps = updates.updates(whole, batch, accumulation, known["epochs"])
     rank, alpha = known["rank"], known["alpha"]
     return {
         "batch_size": batch,
         "accumulation": accumulation,
         "effective": batch * accumulation,
+        "as_sequences": f" As packed sequences: {batch * accumulation}." if known["packing"].startswith("bfd") else "",
         "checkpointing": found.request.gradient_checkpointing,
         "needed_gib": found.gib,
         "steps": steps,

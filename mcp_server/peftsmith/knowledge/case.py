@@ -63,6 +63,7 @@ class Case(BaseModel):
             "adapter, else small."
         ),
     ] = None
+    gpu: Annotated[str | None, Field(description="The GPU that the plan is for, by name; plan cases only.")] = None
     plan: Annotated[dict[str, Any], Field(description="Laid over a good plan, key by key.")] = {}
     expect: Annotated[list[Annotated[str, Field(pattern=EXPECTED)]], Field(max_length=20)] = []
 

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from peftsmith.knowledge.methods import Method
+from peftsmith.model import catalogue
 
 FILE = "packing.json"
 
@@ -22,6 +23,22 @@ def keeps_apart(model_type: str) -> bool | str | None:
     (a kernel is missing); None: not tried."""
     apart: bool | str | None = _types().get(model_type, {}).get("apart")
     return apart
+
+
+def attention(model_type: str) -> str | None:
+    """The attention with which the type was tried: the one that it takes by default."""
+    known: str | None = _types().get(model_type, {}).get("attention")
+    return known
+
+
+def tried_with() -> str:
+    """The version of transformers that the types were tried with."""
+    return str(_document()["transformers"])
+
+
+def type_of_class(name: str) -> str | None:
+    """The model type of a class for language models, such as LlamaForCausalLM; None where it is none that was tried."""
+    return _by_class().get(name)
 
 
 def labelled(model_type: str) -> bool | None:
@@ -45,7 +62,17 @@ def method_hides_labels(known: Method) -> bool:
 
 
 @cache
+def _document() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(resources.files("peftsmith.knowledge").joinpath(FILE).read_text("utf-8"))
+    return document
+
+
 def _types() -> dict[str, dict[str, Any]]:
-    text = resources.files("peftsmith.knowledge").joinpath(FILE).read_text(encoding="utf-8")
-    types: dict[str, dict[str, Any]] = json.loads(text)["types"]
+    types: dict[str, dict[str, Any]] = _document()["types"]
     return types
+
+
+@cache
+def _by_class() -> dict[str, str]:
+    entries = ((name, catalogue.entry(name, "causal-lm")) for name in _types())
+    return {str(entry["architecture"]): name for name, entry in entries if entry}

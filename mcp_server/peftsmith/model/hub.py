@@ -135,6 +135,12 @@ def _ranged(url: str, start: int, count: int) -> tuple[bytes, int]:
         return bytes(received[skip : skip + count]), int(stated)
 
 
+def cached_config(model: str) -> Path | None:
+    """config.json of a hub model as it lies in the cache; the hub is not asked."""
+    folder = _snapshot(model, None, "config.json")
+    return folder / "config.json" if folder else None
+
+
 def _from_cache(model: str, revision: str | None, why: str, cause: BaseException | None = None) -> ModelFiles:
     folder = _snapshot(model, revision, "config.json")
     if folder is None:

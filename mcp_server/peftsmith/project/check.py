@@ -57,7 +57,7 @@ def check(project: Path, *, twin: bool = True) -> Checked:
     environment = environments.require(project)
     before = _state(project, locked, wanted)
     data, findings = _data(project, wanted, locked)
-    findings += _base(wanted, locked)
+    findings += [*_base(wanted, locked), *fitness.on_device(wanted, locked.device)]
     vetted = vet.vet(project, environment)
     findings += vetted
     proofs: dict[str, Any] = {"vet": {"ok": not _errors(vetted), "findings": sorted({each.id for each in vetted})}}
@@ -65,7 +65,7 @@ def check(project: Path, *, twin: bool = True) -> Checked:
     sound = not _errors(findings)
     seen_masks, found = mask.prove_all(project, wanted, environment)
     proofs |= seen_masks
-    findings += found
+    findings += [*found, *mask.updates(wanted, seen_masks)]
     if not twin:
         findings.append(finding("project.twin.skipped"))
     elif sound:

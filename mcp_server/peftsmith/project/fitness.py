@@ -23,6 +23,7 @@ _HEADS = ("lm_head", "embed_out")
 # PEFT refuses out_proj and conv1d of these types (tuners_utils.py, _check_lora_target_modules_mamba) to these methods.
 _STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _CHECKED = ("LORA", "ADALORA", "RANDLORA")
+_FIRST_WITH_BF16 = (8, 0)  # Ampere
 # transformers 5.23: DeBERTa fills its attention mask with the lowest number of float32, whatever it computes in.
 _ONLY_FLOAT32 = ("deberta",)
 # Mamba multiplies with the weight of dt_proj itself, which bitsandbytes holds packed.
@@ -53,6 +54,16 @@ def _judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding
         *_tied_tokens(plan, config),
         *_step_of_architecture(plan, model_type),
     ]
+
+
+def on_device(plan: FineTunePlan, device: Mapping[str, Any] | None) -> list[Finding]:
+    """What the device that was planned for (the lock's) cannot do; nothing where it is not known."""
+    capability = (device or {}).get("capability")
+    if plan.training.precision != "bf16" or not capability or tuple(capability) >= _FIRST_WITH_BF16:
+        return []
+    named = ".".join(map(str, capability))
+    message = f"bf16 needs compute capability 8.0; the GPU that this was planned for has {named}."
+    return [finding("plan.precision.device", message, capability=named)]
 
 
 def base_config(lock: Lock) -> dict[str, Any] | None:

@@ -41,7 +41,10 @@ def generate(project: Path) -> Written:
     plan_text = files.read_text(project / plan.PLAN_FILE)
     wanted_plan = plan.parse(plan_text)
     before = lock.load(project)
-    refused = fitness.judge(wanted_plan, fitness.base_config(before))
+    refused = [
+        *fitness.judge(wanted_plan, fitness.base_config(before)),
+        *fitness.on_device(wanted_plan, before.device),
+    ]
     if any(each.severity == "error" for each in refused):
         return Written([], refused)
     rendered = render.render(wanted_plan, before)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftsmith import files, lock, plan
+from peftsmith.advise.updates import judge as judge_updates
 from peftsmith.data import faults, proof
 from peftsmith.data.convert import as_chat, to_example
 from peftsmith.data.examples import AnyExample, Plain
@@ -114,6 +115,25 @@ def prove_all(
             proofs[_kept_as(name)], seen = prove(project, one, environment)
             findings += [together.about(each, name) for each in seen]
     return proofs, findings
+
+
+def updates(wanted: plan.FineTunePlan, proofs: Lookup[str, Any]) -> list[Finding]:
+    """What the counts of the proofs say about how often each adapter, or the one of a mixture, is updated. With weights
+    a mixture draws rows anew: how many is not counted."""
+    counts = {name: proofs[_kept_as(name)]["counts"] for name in wanted.alone() if _counted(proofs, name)}
+    if len(counts) < len(wanted.alone()) or any(each.weight for each in wanted.mixture.values()):
+        return []
+    if wanted.mixture:
+        counts = {"": {each: sum(one[each] for one in counts.values()) for each in ("kept", "tokens")}}
+    return [
+        together.about(each, name)
+        for name, seen in counts.items()
+        for each in judge_updates(wanted, seen["kept"], seen["tokens"])
+    ]
+
+
+def _counted(proofs: Lookup[str, Any], adapter: str) -> bool:
+    return bool(proofs.get(_kept_as(adapter), {}).get("counts", {}).get("kept"))
 
 
 def _kept_as(adapter: str) -> str:

@@ -59,8 +59,8 @@ def look(path: Path, environment: Environment | None) -> Look:
             walked.imported |= more.imported
             walked.unread += more.unread
             walked.sources += more.sources
-    known = facts.gather(walked, dangers.pins(walked.sources))
     versions = _versions(environment)
+    known = facts.gather(walked, dangers.pins(walked.sources), versions, path.parent)
     found = [*_faults(walked.sources), *_unread(known)]
     for name, script in _scripts(known).items():
         home = next(each for each in walked.sources if each.name == name)

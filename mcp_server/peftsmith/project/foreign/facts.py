@@ -7,9 +7,10 @@ Does not know: which of it goes together (rules.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from peftsmith.advise import rules as advice
@@ -82,18 +83,24 @@ class Loop:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that rules ask for. `sites` has every line once; `multi` says what shows several processes."""
+    """Everything that rules ask for. `sites` has every line once; `multi` says what shows several processes; `folder`
+    is where the script lies; `versions` are those that it pins, else those it was compared with."""
 
     trace: Trace
     sites: list[Site]
     loops: list[Loop]
     multi: list[str]
     pins: dict[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    folder: Path | None = None
 
 
-def gather(trace: Trace, pins: dict[str, str]) -> Facts:
-    """The facts of a walked script; `pins` are versions that it installs itself."""
-    return Facts(trace, trace.sites, [_loop(site) for site in trace.sites if is_trainer(site)], _multi(trace), pins)
+def gather(
+    trace: Trace, pins: dict[str, str], versions: Mapping[str, str | None] | None = None, folder: Path | None = None
+) -> Facts:
+    """The facts of a walked script; `pins` are versions that it installs itself, `versions` those of the libraries."""
+    loops = [_loop(site) for site in trace.sites if is_trainer(site)]
+    return Facts(trace, trace.sites, loops, _multi(trace), pins, {**(versions or {}), **pins}, folder)
 
 
 def at(site: Site, id_: str, message: str, **evidence: Any) -> Finding:

@@ -1,7 +1,8 @@
 """Rules about what a trainer is given: each gives findings with the line, or nothing.
 
-Knows: the pairs of docs/findings.md's failure table that meet in a trainer (rows 1, 8, 21, 22, 27-29, 32, 34).
-Does not know: loads, adapters and merges by themselves (rules_calls.py), security (dangers.py), names (signatures.py).
+Knows: the pairs of docs/findings.md's failure table that meet in a trainer (rows 1, 21, 22, 27-29, 32, 34).
+Does not know: packing (attention.py), loads, adapters and merges by themselves (rules_calls.py), security (dangers.py),
+names (signatures.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
-from peftsmith.project.foreign import facts, objects, values
+from peftsmith.project.foreign import attention, facts, objects, values
 from peftsmith.project.foreign.facts import Facts, Loop
 from peftsmith.project.foreign.values import Site
 
@@ -28,7 +29,7 @@ def judge(known: Facts) -> Iterator[Finding]:
         yield from _quantised_full(loop)
         yield from _adapter_twice(loop)
         yield from _learning_rate(loop)
-        yield from _packing(loop)
+        yield from attention.judge(loop, known)
         yield from _prefix(loop)
         yield from _padding(loop)
         yield from _evaluation(loop)
@@ -94,23 +95,6 @@ def _learning_rate(loop: Loop) -> Iterator[Finding]:
                 said = "set" if loop.argument("learning_rate") is not None else "the default"
                 message = f"learning rate {value:g} ({said}) for {name}, whose range is {low:g} to {high:g}"
                 yield facts.at(loop.site, "script.learning_rate.outside", message, value=value, range=[low, high])
-
-
-def _packing(loop: Loop) -> Iterator[Finding]:
-    if not values.possibly(loop.argument("packing"), True):
-        return
-    loads = [load for load in map(facts.load_of, loop.model) if load is not None]
-    for load in loads:
-        attention = load.get("attn_implementation")
-        if load.name.startswith("unsloth.") or values.unclear(attention):
-            continue
-        if any("flash" in str(values.plain(each)) for each in values.options(attention)):
-            continue
-        if values.possibly(load.get("use_flash_attention_2"), True):
-            continue
-        yield facts.at(
-            loop.site, "script.packing.attention", f"packing=True, and {load.where()} sets no flash attention"
-        )
 
 
 def _prefix(loop: Loop) -> Iterator[Finding]:
