@@ -25,14 +25,10 @@ REPOSITORY = HERE.parent.parent
 PROJECT = Path(os.environ.get("PEFTSMITH_DEMO_FOLDER") or REPOSITORY / "demo-run") / "support-tickets"
 MODEL = Path(os.environ.get("PEFTSMITH_TEST_MODEL") or REPOSITORY / ".cache" / "models" / "smollm2")
 INSTRUCTION = "Answer with one queue: bench, desk, ops, retain, revenue or trust."
-# What this demo wants differently from the recommendation: less than one pass over the rows, for two slow cores, in
-# many small updates. Packed, the same pass has half as many, and the model learns less from it.
+# What this demo wants differently from the recommendation: less than one pass over the rows, for two slow cores, at
+# a rate for so few updates.
 CHANGES: dict[str, Any] = {
     "training.epochs": 0.75,
-    "training.packing": "none",
-    "training.group_by_length": True,
-    "training.batch_size": 8,
-    "training.gradient_accumulation": 1,
     "training.learning_rate": 1e-3,
     "training.warmup": 0.1,
 }

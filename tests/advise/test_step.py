@@ -122,3 +122,13 @@ def test_updates_are_counted_as_the_trainer_counts_them():
     assert updates.updates(1, 8, 8, 0.1) == 1
     assert updates.sequences(510, 29_000, "bfd", 512) == 57
     assert updates.sequences(510, None, "bfd", 512) == 510
+
+
+def test_packed_sequences_are_estimated_as_the_one_that_a_batch_lays_them_into(bodies):
+    asked = training(bodies).fit.request
+    assert asked.flattened
+    flat = asked.laid_out()
+    assert (flat.batch_size, flat.sequence_length) == (1, asked.batch_size * asked.sequence_length)
+    assert flat.padded and not flat.flattened
+    wrapped = training(bodies, intent=Intent(task="continued_pretraining")).fit.request
+    assert wrapped.padded is False and wrapped.laid_out() is wrapped

@@ -333,7 +333,7 @@ def test_a_405b_config_takes_milliseconds(tmp_path):
 def test_details_reach_the_request_or_the_methods_config():
     plain = Request()
     packed = with_details(plain, {"packing": True, "kbit_prepared": True, "use_dora": True})
-    assert (packed.padded, packed.kbit_prepared, dict(packed.options)) == (False, True, {"use_dora": True})
+    assert (packed.flattened, packed.kbit_prepared, dict(packed.options)) == (True, True, {"use_dora": True})
     assert with_details(plain, {}) == plain
 
 

@@ -69,11 +69,16 @@ def saved_bytes(folder: Path, case: dict) -> int:
     mask = torch.ones_like(ids)
     if case["batch"] > 1:
         mask[0, -3:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if case.get("packed"):  # as TRL's collator lays sequences out, with two rows in each
+        half = case["length"] // 2
+        places = torch.cat([torch.arange(half), torch.arange(case["length"] - half)]).repeat(case["batch"])
+        inputs = {"input_ids": ids.view(1, -1), "position_ids": places.view(1, -1), "use_cache": False}
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=case["autocast"]),
     ):
-        output = model.base_model.model.model(input_ids=ids, attention_mask=mask)
+        output = model.base_model.model.model(**inputs)
     assert output.last_hidden_state.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
 

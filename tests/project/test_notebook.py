@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.project import generate, notebook, vet
 from peftsmith.project.foreign import source
 from tests.project.plans import generated, lock_for, make, write_project
+from tests.project.small_project import make_project
 
 
 @pytest.fixture
@@ -197,3 +200,35 @@ def test_a_broken_notebook_is_a_finding_and_is_not_overwritten_in_silence(projec
         project / plan.PLAN_FILE, plan.edit(files.read_text(project / plan.PLAN_FILE), {"method.rank": 64})
     )
     assert [each.id for each in generate.generate(project).findings] == ["project.file.conflict"]
+
+
+@pytest.mark.training
+def test_its_cells_train_a_packed_plan_as_the_project_does(training_python, tmp_path, tiny_model, monkeypatch):
+    """Every cell in turn, as a kernel would run it, but for pip and for all but a few updates."""
+    training = {"packing": "bfd", "loss_path": "labelled", "batch_size": 1, "group_by_length": False, "epochs": 0.2}
+    project = make_project(tmp_path / "project", tiny_model, training=training, data={"test": None})
+    here = tmp_path / "elsewhere"
+    shutil.copytree(project / "data", here / "data")
+    monkeypatch.chdir(here)
+    namespace: dict = {}
+    for cell in sources(project):
+        if cell.startswith("%%writefile "):
+            first, _, body = cell.partition("\n")
+            (here / first.split()[1]).write_text(body + "\n", encoding="utf-8")
+        elif "!{sys.executable}" in cell:
+            _, *argv = cell[cell.index("!") + 1 :].split()
+            done = subprocess.run([training_python, *argv], capture_output=True, encoding="utf-8", check=False)
+            assert done.returncode == 0, done.stderr[-2000:]
+            if argv[:3] == ["train.py", "--output", "output"]:
+                break
+        elif "ROWS = " in cell:
+            _cell(namespace, cell)
+    assert (here / "train.py").read_bytes() == (project / "train.py").read_bytes()
+    done = subprocess.run([training_python, project / "train.py", "--output", tmp_path / "own"], check=False)
+    assert done.returncode == 0
+    both = (here / "output", tmp_path / "own")
+    logged = [(each / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for each in both]
+    seen = [[(row["loss"], row["tokens"]) for row in map(json.loads, lines) if "loss" in row] for lines in logged]
+    assert seen[0] == seen[1] != []
+    weights = [(each / "adapter" / "adapter_model.safetensors").read_bytes() for each in both]
+    assert weights[0] == weights[1]

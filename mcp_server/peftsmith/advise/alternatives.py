@@ -41,7 +41,8 @@ def _variants(anatomy: Anatomy, advice: Recommendation) -> Iterator[tuple[str, s
     """(name, what it costs or saves in words, request, on a 4-bit base)."""
     request = advice.fit.request
     quantised = request.base_format == "nf4_double"
-    plain = replace(request, quantization=None, batch_size=min(advice.facts["effective"], 16))
+    most = min(16, advice.facts["sequences_at_once"] or 16)
+    plain = replace(request, quantization=None, batch_size=min(advice.facts["effective"], most))
     kind = request.peft_type
     if kind is not None and advice.facts["quantisable"]:
         if quantised:

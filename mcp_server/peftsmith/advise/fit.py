@@ -64,7 +64,8 @@ def request(facts: Mapping[str, Any], rows: Rows, device: Device, intent: Intent
         task=task,
         labels=intent.labels,
         target_length=min(rows.target or length, length) if task == "seq2seq" else None,
-        padded=False if packed else None,
+        padded=False if facts["packing"] == "wrapped" else None,
+        flattened=facts["packing"].startswith("bfd"),
         loss="stock" if facts["loss_path"] == "labelled" else "trl_chunked",
     )
 

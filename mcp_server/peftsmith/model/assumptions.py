@@ -36,7 +36,7 @@ def verified(job: Job) -> bool:
 def of(job: Job) -> list[str]:
     """What was assumed, the most important first."""
     request, numbers = job.request, job.numbers
-    mask = " with a padding mask" if numbers.masked and not numbers.flash else ""
+    mask = " with a mask of its own" if numbers.masked and not numbers.flash else ""
     assumed = [
         f"the longest batch is {request.batch_size} x {request.sequence_length} tokens, padding included",
         "loss over class labels" if request.task == "classification" else _LOSSES[request.loss],

@@ -93,6 +93,7 @@ class Estimate:
 def estimate(anatomy: Anatomy, request: Request) -> Estimate:
     """The peak memory of a training step. Raises PeftsmithError for an impossible request and for unknown models."""
     check(anatomy, request)
+    request = request.laid_out()
     job = job_of(anatomy, request)
     trainable, held = _held(job)
     found = peak.moments(job, held, _residual(request, job.numbers))

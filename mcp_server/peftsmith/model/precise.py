@@ -94,6 +94,7 @@ def arguments_of(anatomy: Anatomy, request: Request) -> dict[str, Any]:
             value={"task": request.task, "device": request.device, "gpus": request.gpus},
             next_step="Leave precise out: the formulas cover it.",
         )
+    request = request.laid_out()
     numbers = memory.numbers_of(anatomy, request)
     stored = request.base_format
     if stored not in (None, "none", *_QUANTISERS):

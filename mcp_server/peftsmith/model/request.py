@@ -52,6 +52,7 @@ class Request:
     The last fields default to what the generated scripts do: autocast with bf16 and fp16, adapters in float32 (TRL
     casts those on a quantised base to bf16), no k-bit preparation, SDPA.
     `quantization` None means: as the base is stored. `padded` None means: when a batch has more than one row.
+    `flattened`: the sequences of a batch are laid end to end into one, as packed rows are.
     `device_bytes` is the device's memory, near which the allocator gives back what it caches; None: there is room.
     `target_length` is the decoder's length of a seq2seq row, `completion_length` and `generations` are GRPO's.
     """
@@ -75,6 +76,7 @@ class Request:
     dropout: bool = False
     attention: str = "sdpa"
     padded: bool | None = None
+    flattened: bool = False
     accumulates: bool = False
     target_length: int | None = None
     completion_length: int = 512
@@ -106,6 +108,19 @@ class Request:
             }
         return {named: rank, **self.options}
 
+    def laid_out(self) -> Request:
+        """The step as the model sees it. A flattened batch is one sequence; without FlashAttention a mask of its length
+        squared keeps its rows apart (transformers' masking_utils.py, packed_sequence_mask_function)."""
+        if not self.flattened:
+            return self
+        return replace(
+            self,
+            batch_size=1,
+            sequence_length=self.batch_size * self.sequence_length,
+            padded=self.attention != "flash",
+            flattened=False,
+        )
+
     @property
     def base_format(self) -> str | None:
         """The quantisation asked for: stated, or implied by "qlora"."""
@@ -120,7 +135,7 @@ DETAILS: Mapping[str, type] = {
 
 
 def with_details(request: Request, details: Mapping[str, Any]) -> Request:
-    """The request with fields of DETAILS, `packing` (packed or padding-free batches carry no padding mask), and, by any
+    """The request with fields of DETAILS, `packing` (rows share sequences, which a batch lays into one), and, by any
     other name, fields of PEFT's config. Raises PeftsmithError for a value of the wrong type."""
     changes: dict[str, Any] = {}
     options = dict(request.options)
@@ -135,7 +150,7 @@ def with_details(request: Request, details: Mapping[str, Any]) -> Request:
                 next_step="Correct it.",
             )
         elif name == "packing":
-            changes["padded"] = False if value else None
+            changes["flattened"] = value
         else:
             changes[name] = value
     return replace(request, **changes, options=options)
