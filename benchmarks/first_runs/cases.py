@@ -281,7 +281,7 @@ def _invalid_options() -> Iterator[Case]:
     """Options that need a preparation which the scripts do not do, that PEFT, TRL or the base cannot do."""
     for options in (
         {"init_lora_weights": "corda"},
-        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "pissa_niter_4", "modules_to_save": ["norm"]},
         {"use_qalora": True},
         {"layer_replication": [[0, 2]]},
         {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
-from peftsmith.knowledge import methods
+from peftsmith.knowledge import methods, starts
 from peftsmith.plan_adapters import MOST, RESERVED, Adapter, AdapterName, Share
 from peftsmith.plan_method import Method, Part
 from peftsmith.plan_migrations import MIGRATIONS
@@ -124,6 +124,25 @@ class FineTunePlan(Part):
     def task_type(self) -> str:
         """PEFT's name of the task."""
         return TASK_TYPES[self.task]
+
+    @property
+    def converts(self) -> bool:
+        """Is an adapter that began by changing the base saved as plain LoRA of twice the rank?"""
+        if self.method.full:
+            return False
+        known, quantised = methods.method(self.method.peft_type), self.method.quantization is not None
+        return starts.converts(known, self.method.config, quantised=quantised, new_head=self.new_head)
+
+    @property
+    def new_head(self) -> bool:
+        """Does the base lack the head, so that it is trained whole?"""
+        return self.task_type in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+    def servers(self) -> tuple[str, ...]:
+        """Who loads the adapter as it is saved. One that must change its base again needs PEFT."""
+        known = methods.method(self.method.peft_type)
+        alone = starts.alters_base(known, self.method.config) and not self.converts
+        return ("transformers",) if alone else known.served
 
     def alone(self) -> dict[str, FineTunePlan]:
         """Name of an adapter, or of a part of the mixture -> the plan that has it alone. A plan without either is the

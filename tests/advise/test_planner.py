@@ -171,7 +171,11 @@ PLAN_MISTAKES = [
     ({"method": {"target_modules": ["query_key_value"]}}, "model.targets.no_match"),
     ({"method": {"target_modules": ["q_proj", "W_pack"]}}, "model.targets.unmatched"),
     ({"method": {"config": {"use_rslora": True}}, "serving": "sglang"}, "plan.scale.lost_at_serving"),
-    ({"method": {"config": {"init_lora_weights": "pissa"}}, "serving": "vllm"}, "plan.method.unserved"),
+    (
+        {"method": {"config": {"init_lora_weights": "olora"}, "quantization": {"bits": 4}}, "serving": "vllm"},
+        "plan.method.unserved",
+    ),
+    ({"method": {"rank": 512, "config": {"init_lora_weights": "pissa"}}, "serving": "vllm"}, "plan.rank.above_server"),
     ({"method": {"peft_type": "LOKR"}, "serving": "ollama"}, "plan.method.unserved"),
     ({"method": {"peft_type": "POLY"}}, "plan.method.unsupported"),
     ({"method": {"rank": 1024}, "serving": "vllm"}, "plan.rank.above_server"),

@@ -47,9 +47,10 @@ def _patterns(plan: FineTunePlan) -> _Seen:
 
 def _rank(plan: FineTunePlan) -> _Seen:
     ranks = [plan.method.rank or 0, *(plan.method.config.get("rank_pattern") or {}).values()]
-    if plan.serving != "vllm" or max(ranks) <= VLLM_RANKS[-1]:
+    saved = max(ranks) * (2 if plan.converts else 1)
+    if plan.serving != "vllm" or saved <= VLLM_RANKS[-1]:
         return None
-    return {"rank": max(ranks), "highest": VLLM_RANKS[-1]}
+    return {"rank": saved, "highest": VLLM_RANKS[-1]}
 
 
 def _options(plan: FineTunePlan) -> _Seen:
@@ -65,7 +66,7 @@ def _method(plan: FineTunePlan) -> _Seen:
     if method.full:
         return None
     known = methods.method(method.peft_type)
-    if engine in methods.servers(known, method.config):
+    if engine in plan.servers():
         return None
     merges = methods.merges(known, method.config)
     message = f"{engine} does not load this {known.name} adapter" + (

@@ -48,6 +48,8 @@ class Method:
     quantised base on which its layers answer in float32, `adds_in_place` those on which layers with a bias fail,
     `tasks` PEFT's task types. `own_forward`: TRL's fused head does not reach its loss. `packs`: rows of one sequence
     stay apart. `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (twin_head).
+    `alters_base` are values of init_lora_weights that change the base, `only_converted` those of them whose adapter
+    loads only after it was turned into plain LoRA, `unconverted` options that stand against that (starts.py).
     `unsupported` is the reason why no project is generated with it, or None; `refused` maps an option's name and value
     ("*": any) to such a reason.
     """
@@ -78,6 +80,8 @@ class Method:
     sparse: bool = False
     twin_width: int = 0
     alters_base: tuple[str, ...] = ()
+    only_converted: tuple[str, ...] = ()
+    unconverted: tuple[str, ...] = ()
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     learning_rate: tuple[float, float] | None = None
     fails_on: tuple[str, ...] = ()
@@ -147,15 +151,15 @@ def body_renamed(model_type: str) -> bool:
 
 def merges(known: Method, options: Mapping[str, Any]) -> bool:
     """Does merge_and_unload give a model with the same logits?"""
-    return known.merges and not any(_has(options, each) for each in known.unmerged)
+    return known.merges and not any(has(options, each) for each in known.unmerged)
 
 
 def resumes(known: Method, options: Mapping[str, Any]) -> bool:
     """Does a Trainer go on from a checkpoint with what it had?"""
-    return known.resumes and not any(_has(options, each) for each in known.unresumed)
+    return known.resumes and not any(has(options, each) for each in known.unresumed)
 
 
-def _has(options: Mapping[str, Any], stated: str) -> bool:
+def has(options: Mapping[str, Any], stated: str) -> bool:
     """Is an option set ("name"), or set to this value ("name=value")?"""
     name, _, value = stated.partition("=")
     given = options.get(name)
@@ -169,14 +173,6 @@ def why_refused(known: Method, name: str, value: Any) -> str | None:
         return None
     text = value if isinstance(value, str) else json.dumps(value)
     return next((reason for pattern, reason in reasons.items() if fnmatch.fnmatchcase(text, pattern)), None)
-
-
-def servers(known: Method, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Who loads the adapter as it is. One that changed its base at the start needs PEFT, which does so again."""
-    init = str(options.get("init_lora_weights"))
-    if any(fnmatch.fnmatchcase(init, pattern) for pattern in known.alters_base):
-        return ("transformers",)
-    return known.served
 
 
 def twin_head(known: Method, options: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from peftsmith import files
 from peftsmith.finding import Finding, finding
-from peftsmith.knowledge import methods, packing
+from peftsmith.knowledge import methods, packing, starts
 from peftsmith.lock import Lock
 from peftsmith.model import catalogue
 from peftsmith.plan import FineTunePlan
@@ -92,6 +92,10 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         why = methods.why_refused(known, name, value)
         if why:
             yield finding("plan.method.option", f"{name}={str(value)[:40]}: {why}.", option=name)
+    if starts.only_converted(known, method.config) and not plan.converts and not method.quantization:
+        against = " and ".join(starts.lost(known, method.config, new_head=plan.new_head))
+        message = f"{method.config['init_lora_weights']} has to be saved as plain LoRA, which would lose {against}."
+        yield finding("plan.method.option", message, option="init_lora_weights")
     clashes = _against_parameters(plan)
     if method.config.get("target_parameters") and clashes:
         message = f"target_parameters does not go with {' or '.join(clashes)}."
@@ -193,6 +197,9 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if model_type in _NOT_QUANTISED and plan.method.quantization:
         message = f"{model_type} models do not run on weights that bitsandbytes has packed."
         yield finding("plan.quantization.architecture", message, model_type=model_type)
+    if plan.method.config.get("init_lora_weights") == "olora" and _modules(model_type, "conv1d"):
+        message = f"PEFT 0.21.2 decomposes the Conv1D layers of {model_type} the wrong way round for OLoRA; take pissa."
+        yield finding("plan.method.option", message, option="init_lora_weights")
     yield from _targets(plan, model_type)
     clashes = [] if plan.method.config.get("target_parameters") else _against_parameters(plan)
     if model_type == "mixtral" and plan.method.target_modules == "all-linear" and clashes:

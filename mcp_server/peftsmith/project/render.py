@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from peftsmith import assets, files
 from peftsmith.errors import PeftsmithError
-from peftsmith.knowledge import methods
+from peftsmith.knowledge import methods, starts
 from peftsmith.lock import Lock
 from peftsmith.plan import LABELLED, FineTunePlan
 from peftsmith.plan_method import Method
@@ -136,10 +136,18 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         **method,
         **together.facts(plan),
         **_methods_facts(plan),
+        "converts": plan.converts,
+        # Switching such an adapter off does not give the base back.
+        "fresh_base": plan.method.full or (_alters_base(plan) and not plan.converts),
         "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
         "own_forward": own_forward,
         **_step_facts(plan, own_forward),
     }
+
+
+def _alters_base(plan: FineTunePlan) -> bool:
+    """Does the adapter begin by changing the base?"""
+    return starts.alters_base(methods.method(plan.method.peft_type), plan.method.config)
 
 
 def _body_renamed(plan: FineTunePlan, model_type: str) -> bool:
@@ -170,6 +178,7 @@ def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
         "plain_lora": counted and set(method.config) <= _COUNTED,
         "merges": facts["merges"],
         "resumes": facts["resumes"],
+        "converts": plan.converts,
         "head": max(map(_head, every)),
         "layers": max(layers) if len(layers) == len(every) else None,
     }

@@ -18,7 +18,8 @@ from peftsmith.worker.book import Disproved
 @dataclass(frozen=True)
 class Wanted:
     """What the plan says of its scripts. `result` is the folder that train.py leaves: adapter, or model when all
-    weights are trained. `plain_lora` means that its trainable parameters can be counted without PEFT."""
+    weights are trained. `plain_lora` means that its trainable parameters can be counted without PEFT, `converts` that
+    the adapter was trained on a changed base and is saved for the one on disk."""
 
     plan: dict[str, Any]
     loader: parity.Loader
@@ -27,6 +28,7 @@ class Wanted:
     plain_lora: bool
     merges: bool
     resumes: bool
+    converts: bool = False
 
     @property
     def tokens(self) -> list[int]:

@@ -234,6 +234,8 @@ def reloaded(memory: Any, base: Path, result: Path, wanted: proofs.Wanted) -> di
     seen = {"largest_difference": actual, "adapter_effect": effect, "dtype": proofs.name_of(dtype)}
     if effect == 0.0:
         raise Disproved("the trained adapter changes no logit", **seen)
+    # A weight from which the adapter was taken is rounded to 16 bits once more, and the saved adapter cannot know how.
+    rounded = rounded or (wanted.converts and dtype.itemsize < 4)
     tolerance = parity.ROUNDED_TOLERANCE if rounded else parity.RELOAD_TOLERANCE
     if not actual <= tolerance * effect + 5e-6 * float(expected.abs().max()):
         raise Disproved("the reloaded adapter does not say what the trained model said", **seen)
@@ -270,6 +272,7 @@ def _use(book: Book, project: Path, base: Path, work: Path, wanted: proofs.Wante
     if not wanted.resumes:
         book.skip("the method does not go on from a checkpoint", "resume")
         return
+    first = _initial(work / "train")
     with book.phase("resume"), book.check("resume") as seen, scripts.counted_steps() as losses:
         argv = ["--base", str(base), "--output", str(work / "train"), "--max-steps", str(STEPS + 1)]
         trainer = scripts.run_main(project, "train", argv)
@@ -277,6 +280,14 @@ def _use(book: Book, project: Path, base: Path, work: Path, wanted: proofs.Wante
         seen |= {"steps": trainer.state.global_step, "new_passes": len(losses)}
         if trainer.state.global_step != STEPS + 1 or len(losses) > accumulation:
             raise Disproved("a second call with one step more began again instead of going on from the checkpoint")
+        if _initial(work / "train") != first:
+            raise Disproved("a second call took another part of the base for the adapter than the first")
+
+
+def _initial(output: Path) -> bytes | None:
+    """The adapter as it was before training, where a script keeps it."""
+    place = output / "initial" / "adapter_model.safetensors"
+    return place.read_bytes() if place.is_file() else None
 
 
 def evaluated(project: Path, given: list[str], output: Path) -> dict[str, Any]:
