@@ -294,7 +294,7 @@ def of_updates(rows: Rows, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_packing(rows: Rows, facts: Mapping[str, Any], wanted: int) -> dict[str, Any]:
-    """Whether packing would leave fewer updates than are wanted, and fewer than `wanted` rows each make."""
+    """Whether packing would leave too few updates, or `wanted` rows each already make so few that it saves little."""
     length = int(facts["packed_length"])
     count = updates.sequences(rows.count, rows.total_tokens, "bfd", length)
     packed = updates.updates(count, in_sequences(wanted, rows, facts, "bfd", length), 1, facts["epochs"])
@@ -303,7 +303,7 @@ def of_packing(rows: Rows, facts: Mapping[str, Any], wanted: int) -> dict[str, A
         "packed_sequences": count,
         "packed_updates": packed,
         "row_updates": single,
-        "packing_starves": packed < min(updates.WANTED, single),
+        "packing_starves": packed < updates.WANTED or single < updates.FEWEST_TO_PACK,
     }
 
 
