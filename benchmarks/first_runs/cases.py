@@ -122,6 +122,8 @@ def _each_once(supported: list[str]) -> Iterator[Case]:
     for variant in facts()["variants"]:
         targets = {"target_modules": ["q_proj", "v_proj"]} if "exclude_modules" not in variant else {}
         yield combination("llama", "chat", {**method("LORA"), **targets, "config": variant})
+    rounded = {"config": {"init_lora_weights": "loftq"}, "quantization": facts()["quantizations"]["nf4"]}
+    yield combination("llama", "chat", {**method("LORA"), **rounded})
     for steps in facts()["steps"]:
         yield combination("qwen2", "chat", method("LORA"), steps)
     yield combination("llama", "chat", {"peft_type": methods.FULL, "reason": "a test"})
@@ -280,10 +282,10 @@ def _invalid_targets() -> Iterator[Case]:
 def _invalid_options() -> Iterator[Case]:
     """Options that need a preparation which the scripts do not do, that PEFT, TRL or the base cannot do."""
     for options in (
-        {"init_lora_weights": "corda"},
+        {"init_lora_weights": "corda", "corda_config": {"cache_file": "eigens.pt"}},
         {"init_lora_weights": "pissa_niter_4", "modules_to_save": ["norm"]},
         {"use_qalora": True},
-        {"layer_replication": [[0, 2]]},
+        {"layer_replication": [[0, 2], [1, 1]]},
         {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
     ):
         yield combination("llama", "chat", {"config": options}, refused="plan.method.option")

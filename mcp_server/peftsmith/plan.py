@@ -142,7 +142,8 @@ class FineTunePlan(Part):
         """Who loads the adapter as it is saved. One that must change its base again needs PEFT."""
         known = methods.method(self.method.peft_type)
         alone = starts.alters_base(known, self.method.config) and not self.converts
-        return ("transformers",) if alone else known.served
+        rounded = self.method.config.get("init_lora_weights") == starts.LOFTQ  # fits the base in 4 bits alone
+        return ("transformers",) if alone or rounded else known.served
 
     def alone(self) -> dict[str, FineTunePlan]:
         """Name of an adapter, or of a part of the mixture -> the plan that has it alone. A plan without either is the

@@ -11,7 +11,7 @@ from tests.project.plans import make
 LORA = methods.method("LORA")
 
 
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga"])
 def test_an_adapter_that_changed_its_base_is_saved_as_plain_lora_where_peft_can(init):
     options = {"init_lora_weights": init}
     assert starts.alters_base(LORA, options)

@@ -98,7 +98,23 @@ def _tasks_and_methods():
     )
 
 
-VARIANTS = [*_variants(), *_tasks_and_methods()]
+def _starts():
+    """LoRA that looks at rows first, changes the base, or begins with what four bits lose."""
+    for task, form in (("chat", "messages"), ("completion", "prompt_completion"), ("text", "text")):
+        for init in ("corda", "lora_ga"):
+            config = {"init_lora_weights": init}
+            yield make(task, data__format=form, method={"config": config})
+            own = {f"{init}_config": {"corda_method": "kpm"} if init == "corda" else {"direction": "ArBr"}}
+            yield make(task, data__format=form, method={"config": config | own, "target_modules": ["q_proj"]})
+    yield make("chat", training__chat_template="own.jinja", method={"config": {"init_lora_weights": "corda"}})
+    rounded = {"config": {"init_lora_weights": "loftq"}, "quantization": QUANTIZED}
+    for task in ("chat", "sequence_classification", "question_answering", "seq2seq"):
+        labels = ["a", "b"] if task in LABELLED else []
+        yield make(task, data__format=TASK_FORMATS[task][0], data__labels=labels, method=rounded)
+    yield make("chat", data__eval="data/e.jsonl", method={"config": {"layer_replication": [[0, 2], [1, 2]]}})
+
+
+VARIANTS = [*_variants(), *_tasks_and_methods(), *_starts()]
 
 
 @cache

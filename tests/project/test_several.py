@@ -103,7 +103,7 @@ def test_a_task_without_scripts_for_several_and_a_name_that_peft_confuses_are_re
 
 
 def test_a_fault_of_one_adapter_is_said_of_it_and_one_of_all_once():
-    wrong = {"peft_type": "LORA", "rank": 4, "config": {"init_lora_weights": "loftq"}, "quantization": {"bits": 4}}
+    wrong = {"peft_type": "LORA", "rank": 4, "config": {"use_qalora": True}, "quantization": {"bits": 4}}
     right = {**LORA, "quantization": {"bits": 4}}
     one = fitness.judge(plan.validate(several.with_methods("m", wrong, right, method=right)), LLAMA)
     assert [(each.id, each.evidence.get("adapter")) for each in one] == [("plan.method.option", "billing")]

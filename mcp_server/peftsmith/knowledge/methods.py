@@ -50,6 +50,7 @@ class Method:
     stay apart. `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (twin_head).
     `alters_base` are values of init_lora_weights that change the base, `only_converted` those of them whose adapter
     loads only after it was turned into plain LoRA, `unconverted` options that stand against that (starts.py).
+    `replicates` are model types whose layers PEFT can repeat.
     `unsupported` is the reason why no project is generated with it, or None; `refused` maps an option's name and value
     ("*": any) to such a reason.
     """
@@ -82,6 +83,7 @@ class Method:
     alters_base: tuple[str, ...] = ()
     only_converted: tuple[str, ...] = ()
     unconverted: tuple[str, ...] = ()
+    replicates: tuple[str, ...] = ()
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     learning_rate: tuple[float, float] | None = None
     fails_on: tuple[str, ...] = ()
@@ -97,6 +99,12 @@ class Method:
 def names() -> tuple[str, ...]:
     """Every PeftType of the PEFT that these facts were read from, sorted."""
     return tuple(_facts()["methods"])
+
+
+def _also(alternative: Any, values: list[Any]) -> Any:
+    """A field's choices with more of them."""
+    chosen = isinstance(alternative, Mapping) and "choices" in alternative
+    return {"choices": [*alternative["choices"], *values]} if chosen else alternative
 
 
 @cache
@@ -122,10 +130,13 @@ def method(name: str) -> Method:
         own["target_modules"] = "target_modules"
     noted = {key: tuple(value) if isinstance(value, list) else value for key, value in noted.items()}
     shares = noted.pop("shares", True)
+    fields = {**known["fields"]}
+    for option, values in noted.pop("also", {}).items():
+        fields[option] = {**fields[option], "type": [_also(each, values) for each in fields[option]["type"]]}
     return Method(
         name=name,
         config=known["config"],
-        fields=known["fields"],
+        fields=fields,
         tasks=tuple(noted.pop("tasks", known["tasks"])),
         prompt_learning=known["prompt_learning"],
         mixed=known["mixed"] and shares is True,
@@ -187,7 +198,9 @@ def twin_head(known: Method, options: Mapping[str, Any]) -> int:
 
     needed = [16, known.twin_width, *(of(name) for name in known.divides)]
     if known.decomposes or str(options.get("init_lora_weights", "")).startswith(_DECOMPOSING):
-        needed.append(-(-of(known.names["rank"]) // 32) * 16 if "rank" in known.names else 0)
+        # LoRA-GA takes twice as many directions of a gradient as the rank.
+        times = 2 if options.get("init_lora_weights") == "lora_ga" else 1
+        needed.append(-(-times * of(known.names["rank"]) // 32) * 16 if "rank" in known.names else 0)
     if known.sparse:
         needed.append(-(-of(known.names["rank"]) // 16) * 32)
     return max(needed)
@@ -200,7 +213,8 @@ def twin_layers(options: Mapping[str, Any]) -> int | None:
     """
     chosen = options.get("layers_to_transform")
     numbers = [chosen] if isinstance(chosen, int) else list(chosen or ())
-    needed = [options.get("adapter_layers") or 0, *(number + 1 for number in numbers)]
+    repeated = [int(each[-1]) for each in options.get("layer_replication") or () if each]
+    needed: list[int] = [options.get("adapter_layers") or 0, *repeated, *(number + 1 for number in numbers)]
     for field_name in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
         named = options.get(field_name)
         if isinstance(named, str) and _PICKS_LAYERS.search(named):

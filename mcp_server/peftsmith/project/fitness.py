@@ -17,6 +17,7 @@ from peftsmith.knowledge import methods, packing, starts
 from peftsmith.lock import Lock
 from peftsmith.model import catalogue
 from peftsmith.plan import FineTunePlan
+from peftsmith.plan_method import Method
 from peftsmith.project import together
 
 _HEADS = ("lm_head", "embed_out")
@@ -52,6 +53,7 @@ def _judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding
         *found,
         *_architecture(plan, model_type),
         *_tied_tokens(plan, config),
+        *_replication(plan, config),
         *_step_of_architecture(plan, model_type),
     ]
 
@@ -96,12 +98,19 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         against = " and ".join(starts.lost(known, method.config, new_head=plan.new_head))
         message = f"{method.config['init_lora_weights']} has to be saved as plain LoRA, which would lose {against}."
         yield finding("plan.method.option", message, option="init_lora_weights")
+    if method.config.get("init_lora_weights") == starts.LOFTQ:
+        yield from _loftq(method)
+    files_of_corda = [name for name in ("cache_file", "covariance_file") if _part(method, "corda_config").get(name)]
+    if files_of_corda:
+        message = f"CorDA reads {files_of_corda[0]} with torch.load, which may run code; leave it out."
+        yield finding("plan.method.option", message, option="corda_config")
     clashes = _against_parameters(plan)
     if method.config.get("target_parameters") and clashes:
         message = f"target_parameters does not go with {' or '.join(clashes)}."
         yield finding("plan.method.parameters", message, options=clashes)
-    if method.config.get("init_lora_weights") == "eva" and plan.task_type != "CAUSAL_LM":
-        message = "The scripts start EVA from the rows of a language model only."
+    if method.config.get("init_lora_weights") in starts.FROM_ROWS and plan.task_type != "CAUSAL_LM":
+        init = method.config["init_lora_weights"]
+        message = f"The scripts start {init} from the rows of a language model only."
         yield finding("plan.method.option", message, option="init_lora_weights")
     targets = method.target_modules if isinstance(method.target_modules, list) else []
     heads = [name for name in targets if name.rpartition(".")[2] in _HEADS]
@@ -130,6 +139,41 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
     if plan.training.gradient_checkpointing and not known.checkpointing:
         message = f"{known.name} does not train with gradient checkpointing."
         yield finding("plan.method.checkpointing", message, method=known.name)
+
+
+def _loftq(method: Method) -> Iterator[Finding]:
+    """PEFT's own LoftQ computes on CUDA only and leaves a base in 16 bits; the scripts start from a base in 4."""
+    stated = {"loftq_bits": 4, "loftq_iter": 1}
+    other = [f"{name}={value}" for name, value in _part(method, "loftq_config").items() if stated.get(name) != value]
+    if method.quantization is None or method.quantization.bits != 4:
+        message = "LoftQ begins with what 4 bits lose of the base: it needs method.quantization with bits 4."
+        yield finding("plan.method.option", message, option="init_lora_weights")
+    elif other:
+        message = (
+            f"{other[0]}: the scripts take the rounding error of a base in 4 bits once; PEFT does more on CUDA only."
+        )
+        yield finding("plan.method.option", message, option="loftq_config")
+
+
+def _replication(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Ranges of layers that the base has, on a type whose layers PEFT repeats."""
+    ranges, model_type = plan.method.config.get("layer_replication"), str(config.get("model_type"))
+    if not ranges or plan.method.full:
+        return
+    layers = config.get("num_hidden_layers")
+    wrong = [each for each in ranges if len(each) != 2 or not 0 <= each[0] < each[1] <= (layers or each[1])]
+    if model_type not in methods.method(plan.method.peft_type).replicates:
+        message = f"PEFT 0.21.2 does not repeat the layers of {model_type} so that they compute as they should."
+        yield finding("plan.method.option", message, option="layer_replication")
+    elif wrong:
+        message = f"{wrong[0]} is no range of layers: [first, behind the last] within the base's {layers or 'layers'}."
+        yield finding("plan.method.option", message, option="layer_replication")
+
+
+def _part(method: Method, option: str) -> Mapping[str, Any]:
+    """A configuration inside the method's own, empty where the plan has none."""
+    value = method.config.get(option)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _step_of_method(plan: FineTunePlan) -> Iterator[Finding]:
@@ -179,7 +223,7 @@ def _quantization(plan: FineTunePlan) -> Iterator[Finding]:
             "plan.method.parameters", "target_parameters are not quantised and cannot be adapted in 4 or 8 bits."
         )
     init = str(method.config.get("init_lora_weights", ""))
-    if init.startswith(("pissa", "mica")):
+    if init.startswith(("pissa", "mica", "corda", "lora_ga")):
         message = f"{init} decomposes a 16-bit base; it cannot start from a quantised one."
         yield finding("plan.method.option", message, option="init_lora_weights")
 

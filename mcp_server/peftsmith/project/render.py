@@ -138,7 +138,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         **_methods_facts(plan),
         "converts": plan.converts,
         # Switching such an adapter off does not give the base back.
-        "fresh_base": plan.method.full or (_alters_base(plan) and not plan.converts),
+        "fresh_base": plan.method.full or (_alters_base(plan) and not plan.converts) or _replicates(plan),
         "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
         "own_forward": own_forward,
         **_step_facts(plan, own_forward),
@@ -148,6 +148,11 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
 def _alters_base(plan: FineTunePlan) -> bool:
     """Does the adapter begin by changing the base?"""
     return starts.alters_base(methods.method(plan.method.peft_type), plan.method.config)
+
+
+def _replicates(plan: FineTunePlan) -> bool:
+    """Does the adapted model have more layers than the base?"""
+    return bool(plan.method.config.get("layer_replication"))
 
 
 def _body_renamed(plan: FineTunePlan, model_type: str) -> bool:
@@ -235,7 +240,7 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "method_title": _title(method),
         "result": "model" if method.full else "adapter",
         "train_dtype": "torch.float32" if method.full else "DTYPE",
-        "eva": method.config.get("init_lora_weights") == "eva",
+        **_start_facts(method),
         "targets": targets if isinstance(targets, str) or targets is None else ", ".join(targets),
         "options": [],
         "config_class": None,
@@ -261,7 +266,21 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "options": [
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
             for field, value in method.options().items()
+            # The scripts start LoftQ themselves, from a plain adapter.
+            if not (facts["loftq"] and field in ("init_lora_weights", "loftq_config"))
         ],
+    }
+
+
+def _start_facts(method: Method) -> dict[str, Any]:
+    """A start that looks at rows; `default_start` is the same where the plan leaves its own configuration to PEFT."""
+    init = str(method.config.get("init_lora_weights"))
+    start = init if init in starts.FROM_ROWS else None
+    return {
+        "loftq": init == starts.LOFTQ,
+        "start": start,
+        "looks_at_rows": start in ("corda", "lora_ga"),
+        "default_start": None if method.config.get(f"{start}_config") else start,
     }
 
 

@@ -18,6 +18,7 @@ TORCH = "2.13.0"
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==")
 _CLASSIFIER = {"joblib", "narwhals", "scikit-learn", "scipy", "threadpoolctl"}
 _TENSORBOARD = {"absl-py", "grpcio", "markdown", "protobuf", "tensorboard", "tensorboard-data-server", "werkzeug"}
+_CORDA = {"attrs"}  # PEFT's module imports it and does not ask for it
 _QUANTISER = {"bitsandbytes"}
 _HEADER = f"""\
 # The versions that these scripts were tested with. Torch comes first and by version only,
@@ -43,6 +44,8 @@ def for_plan(plan: FineTunePlan) -> str:
     clusters = any(one.method.peft_type == "ADAMSS" for one in plan.alone().values())
     if plan.task not in ("classification", "sequence_classification") and not clusters:
         unneeded |= _CLASSIFIER
+    if plan.method.config.get("init_lora_weights") != "corda":
+        unneeded |= _CORDA
     if plan.tracking != "tensorboard":
         unneeded |= _TENSORBOARD
     if not quantises(plan):

@@ -121,8 +121,11 @@ def _method(name: str, method: Method, *, own: bool) -> Iterator[Finding]:
     if any(fnmatch.fnmatchcase(init, pattern) for pattern in known.alters_base):
         message = f"{name}: {init} changes the base, which the other adapters need as it is."
         yield finding("plan.adapters.alters_base", message, adapter=name, option="init_lora_weights")
-    if own and (known.name == "ADALORA" or init == "eva"):
-        what = "ADALORA" if known.name == "ADALORA" else "init_lora_weights=eva"
+    if method.config.get("layer_replication"):
+        message = f"{name}: layer_replication changes the base, which the other adapters need as it is."
+        yield finding("plan.adapters.alters_base", message, adapter=name, option="layer_replication")
+    if own and (known.name == "ADALORA" or init in ("eva", "loftq")):
+        what = "ADALORA" if known.name == "ADALORA" else f"init_lora_weights={init}"
         message = f"{name}: {what} is prepared in the script, so that it must be the method of all adapters or of none."
         yield finding("plan.adapters.method", message, method=known.name, adapter=name)
     if name in known.prefix:
