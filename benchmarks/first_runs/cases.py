@@ -93,8 +93,18 @@ def combination(
             **(training or {}),
         },
     }
+    if _by_task(method):
+        of = {split: document["data"].pop(split) for split in ("train", "eval", "test")}
+        parts = {name: {split: file and f"{name}/{file}" for split, file in of.items()} for name in LABELS}
+        document["mixture"] = parts
     whole = {"model_type": model_type, **sizes(model_type), **(config or {})}
     return Case(_name(model_type, task, method, training or {}, config or {}), document, whole, refused)
+
+
+def _by_task(method: Mapping[str, Any]) -> bool:
+    """Does the method tell tasks apart, so that its rows come in several files?"""
+    name = str(method.get("peft_type", "LORA"))
+    return name in methods.names() and methods.method(name).by_task is not None
 
 
 def _name(model_type: str, task: str, *parts: Mapping[str, Any]) -> str:
@@ -110,7 +120,8 @@ def valid(seed: int) -> Iterator[Case]:
     supported = [name for name in methods.names() if not methods.method(name).unsupported]
     draw, seen = random.Random(seed), set()
     first = (*_each_once(supported), *_tied())
-    for case in itertools.chain(first, (_drawn(draw, supported) for _ in itertools.repeat(None))):
+    plain = [name for name in supported if not methods.method(name).by_task]
+    for case in itertools.chain(first, (_drawn(draw, plain) for _ in itertools.repeat(None))):
         if case.name not in seen and not refusals(case):
             seen.add(case.name)
             yield case
@@ -208,6 +219,7 @@ def invalid() -> Iterator[Case]:
             yield combination(model_type, task, method("LORA", model_type), refused="plan.task.architecture")
     for chosen in facts()["wrong"]:
         yield combination("llama", "chat", chosen, refused="plan")
+    yield from _invalid_tasks()
     yield from _invalid_steps()
     yield from _invalid_targets()
     yield from _invalid_options()
@@ -240,6 +252,15 @@ def _invalid_of(known: methods.Method) -> Iterator[Case]:
     ranked = {"rank": 0} if "rank" in known.names else {"config": options, "rank": 8}
     yield combination("llama", "chat", {"peft_type": name, **ranked}, refused="plan")
     yield combination("llama", "chat", {"peft_type": name, "config": {"no_such_field": 1}}, refused="plan")
+
+
+def _invalid_tasks() -> Iterator[Case]:
+    """A method that tells tasks apart, with rows of one kind."""
+    for name in ("POLY", "MULTITASK_PROMPT_TUNING"):
+        several = combination("llama", "chat", method(name), refused="plan.method.tasks")
+        one = {key: value for key, value in several.plan.items() if key != "mixture"}
+        data = {**several.plan["data"], "train": "data/train.jsonl"}
+        yield Case(f"{several.name} of one kind", {**one, "data": data}, several.config, "plan.method.tasks")
 
 
 def _invalid_steps() -> Iterator[Case]:

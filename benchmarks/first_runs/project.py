@@ -125,9 +125,10 @@ def write_data(project: Path, wanted: plan.FineTunePlan, base: Path, source: Pat
         files.write_text(project / wanted.training.chat_template, MARKED)
     needed = 2 * wanted.training.batch_size * wanted.training.gradient_accumulation
     extra = _text_of_trained(base, wanted)
-    for split, least in _TEXTS.items():
-        name = getattr(wanted.data, split)
-        if not name or not _inside(name):
+    for place, name in wanted.splits().items():
+        split = place.rpartition(".")[2]
+        least = _TEXTS[split]
+        if not _inside(name):
             continue  # a plan that reads outside of its project must be refused, not helped
         existing = source / name if source else None
         (project / name).parent.mkdir(parents=True, exist_ok=True)

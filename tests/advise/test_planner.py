@@ -177,7 +177,7 @@ PLAN_MISTAKES = [
     ),
     ({"method": {"rank": 512, "config": {"init_lora_weights": "pissa"}}, "serving": "vllm"}, "plan.rank.above_server"),
     ({"method": {"peft_type": "LOKR"}, "serving": "ollama"}, "plan.method.unserved"),
-    ({"method": {"peft_type": "POLY"}}, "plan.method.unsupported"),
+    ({"method": {"peft_type": "POLY"}}, "plan.method.tasks"),
     ({"method": {"rank": 1024}, "serving": "vllm"}, "plan.rank.above_server"),
     ({"base": {"model": "a/b", "revision": "a" * 40, "trust_remote_code": True}}, "plan.remote_code.allowed"),
     ({}, "advise.test.missing"),
@@ -277,7 +277,7 @@ def test_words_of_a_plan_for_another_server_gpu_and_method(tmp_path, tiny_model,
 
 
 def test_a_method_that_cannot_work_leaves_nothing_behind(tmp_path, tiny_model, rows):
-    for method, said in (("poly", "task's number"), ("full", "reason")):
+    for method, said in (("poly", "several tasks at once"), ("xlora", "does not save"), ("full", "reason")):
         with pytest.raises(PeftsmithError, match=said):
             planner.make(tmp_path / "p", planner.Wish(model=str(tiny_model), data=rows, intent=Intent(method=method)))
     assert not (tmp_path / "p").exists()

@@ -1,5 +1,7 @@
 """Recommended values, field by field, on models of realistic sizes."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -151,6 +153,10 @@ def test_every_method_makes_a_valid_plan_or_is_refused_with_its_reason(bodies, n
         with pytest.raises(PeftsmithError, match="No project is generated"):
             recommend.recommend(bodies["llama"], MANY, A100, intent)
         return
+    if methods.method(name).by_task:
+        with pytest.raises(PeftsmithError, match="several tasks at once"):
+            recommend.recommend(bodies["llama"], MANY, A100, intent)
+        intent = replace(intent, mix=True)
     advice = recommend.recommend(bodies["llama"], MANY, A100, intent)
     flat = plan.flatten(as_plan(advice))
     assert flat["method.peft_type"] == name

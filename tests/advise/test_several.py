@@ -59,6 +59,15 @@ def test_one_adapter_for_all_is_a_mixture(tmp_path, tiny_model, rows):
     assert made.why["mixture"]["rule"] == "mixture.wished"
 
 
+@pytest.mark.parametrize("method", ["poly", "multitask_prompt_tuning"])
+def test_a_method_of_several_tasks_takes_the_mixtures_parts_as_tasks(tmp_path, tiny_model, rows, method):
+    others, intent = {"delivery": rows("delivery", 30)}, Intent(mix=True, method=method)
+    wish = planner.Wish(model=str(tiny_model), data=rows("billing", 12), others=others, intent=intent)
+    made = planner.make(tmp_path / "project", wish)
+    assert made.plan.method.peft_type == method.upper()
+    assert not [each.id for each in made.findings if each.severity == "error"]
+
+
 def test_rows_of_another_format_leave_nothing_behind(tmp_path, tiny_model, rows):
     others = {"texts": rows("texts", 30, {"text": "the parcel never came"})}
     wish = planner.Wish(model=str(tiny_model), data=rows("billing", 12), others=others)

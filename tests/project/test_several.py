@@ -111,6 +111,8 @@ def test_a_fault_of_one_adapter_is_said_of_it_and_one_of_all_once():
     assert [(each.id, each.evidence.get("adapter")) for each in both] == [("plan.method.option", None)]
 
 
+POLY = {"peft_type": "POLY", "rank": 4, "alpha": None}
+PROMPTS = {"peft_type": "MULTITASK_PROMPT_TUNING", "rank": None, "alpha": None, "config": {"num_virtual_tokens": 4}}
 PROJECTS = {
     "own prompts": {},
     "no prompts, from the base's text": {
@@ -124,6 +126,9 @@ PROJECTS = {
         },
     },
     "mixture": {"adapters": {}, "mixture": several.mixture()},
+    "tasks": {"adapters": {}, "mixture": several.mixture(), "method": POLY},
+    "weighted tasks": {"adapters": {}, "mixture": several.mixture(0.5, 1.5), "method": POLY},
+    "prompts of tasks": {"adapters": {}, "mixture": several.mixture(), "method": PROMPTS, "task": "completion"},
     "weighted mixture": {"adapters": {}, "mixture": several.mixture(0.5, 1.5)},
     "quantised": {"method": {"quantization": {"bits": 4}}},
     "prompt learning": {
@@ -278,4 +283,5 @@ def test_a_mixture_is_drawn_by_its_weights_and_proven(environment, tmp_path, tin
 def test_what_is_said_of_sharing_a_base_is_known_of_every_method():
     mixed = [name for name in methods.names() if methods.method(name).mixed]
     assert mixed == ["ADALORA", "LOHA", "LOKR", "LORA", "OFT"]
-    assert [name for name in methods.names() if methods.method(name).shares is False] == ["ADAPTION_PROMPT", "SHADOW"]
+    alone = ["ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW"]
+    assert [name for name in methods.names() if methods.method(name).shares is False] == alone

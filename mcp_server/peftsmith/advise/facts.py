@@ -33,6 +33,7 @@ USUAL_CONFIG: Mapping[str, Mapping[str, Any]] = {
     "PROMPT_TUNING": {"num_virtual_tokens": 20},
     "PREFIX_TUNING": {"num_virtual_tokens": 20},
     "P_TUNING": {"num_virtual_tokens": 20},
+    "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 20},
     "CARTRIDGE": {"num_virtual_tokens": 64},
 }
 Goal = Literal["style", "knowledge", "changing_facts"]
@@ -149,6 +150,12 @@ def of_method(anatomy: Anatomy, intent: Intent, peft_type: str) -> dict[str, Any
     if known.unsupported:
         raise PeftsmithError(
             f"No project is generated with {peft_type}: {known.unsupported}", next_step="Take another method."
+        )
+    if known.by_task and not intent.mix:
+        raise PeftsmithError(
+            f"{peft_type} learns several tasks at once, and is told which one a row is of",
+            value=peft_type,
+            next_step="Give the rows of the other tasks as others, with mix; or take lora for rows of one kind.",
         )
     quantisable = 4 in known.quantised and anatomy.model_type not in known.fails_quantised
     return {

@@ -48,6 +48,7 @@ class Method:
     quantised base on which its layers answer in float32, `adds_in_place` those on which layers with a bias fail,
     `tasks` PEFT's task types. `own_forward`: TRL's fused head does not reach its loss. `packs`: rows of one sequence
     stay apart. `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (twin_head).
+    `by_task` names the field that counts the tasks of a method which is told the task of every row.
     `alters_base` are values of init_lora_weights that change the base, `only_converted` those of them whose adapter
     loads only after it was turned into plain LoRA, `unconverted` options that stand against that (starts.py).
     `replicates` are model types whose layers PEFT can repeat.
@@ -74,6 +75,7 @@ class Method:
     checkpointing: bool = True
     own_forward: bool = False
     packs: bool = True
+    by_task: str | None = None
     quantised: tuple[int, ...] = ()
     served: tuple[str, ...] = ("transformers",)
     divides: tuple[str, ...] = ()

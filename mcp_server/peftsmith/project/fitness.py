@@ -41,7 +41,20 @@ def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]
 
     Of several adapters each is judged as if it were alone, and then whether they share a base.
     """
-    return [*together.judge(plan), *together.each_alone(plan, lambda one: _judge(one, config))]
+    return [*_tasks(plan), *together.judge(plan), *together.each_alone(plan, lambda one: _judge(one, config))]
+
+
+def _tasks(plan: FineTunePlan) -> Iterator[Finding]:
+    """A method that tells tasks apart needs several, each with its rows."""
+    known = None if plan.method.full else methods.method(plan.method.peft_type)
+    if known is None or known.by_task is None:
+        return
+    if not plan.mixture:
+        message = f"{known.name} learns several tasks at once: give the rows of each as a part of mixture."
+        yield finding("plan.method.tasks", message, method=known.name)
+    if known.by_task in plan.method.config:
+        message = f"{known.by_task} is counted by the scripts: it is the number of data sets in mixture."
+        yield finding("plan.method.option", message, option=known.by_task)
 
 
 def _judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:

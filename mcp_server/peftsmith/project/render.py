@@ -136,7 +136,9 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         **method,
         **together.facts(plan),
         **_methods_facts(plan),
+        "asked": f"--task {next(iter(plan.mixture))} {task['asked']}" if _by_task(plan) else task["asked"],
         "converts": plan.converts,
+        "by_task": _by_task(plan),
         # Switching such an adapter off does not give the base back.
         "fresh_base": plan.method.full or (_alters_base(plan) and not plan.converts) or _replicates(plan),
         "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
@@ -148,6 +150,11 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
 def _alters_base(plan: FineTunePlan) -> bool:
     """Does the adapter begin by changing the base?"""
     return starts.alters_base(methods.method(plan.method.peft_type), plan.method.config)
+
+
+def _by_task(plan: FineTunePlan) -> str | None:
+    """The field that counts the tasks, for a method that is told which task a row is of."""
+    return None if plan.method.full else methods.method(plan.method.peft_type).by_task
 
 
 def _replicates(plan: FineTunePlan) -> bool:
@@ -184,6 +191,7 @@ def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
         "merges": facts["merges"],
         "resumes": facts["resumes"],
         "converts": plan.converts,
+        "tasks": list(plan.mixture) if _by_task(plan) else [],
         "head": max(map(_head, every)),
         "layers": max(layers) if len(layers) == len(every) else None,
     }

@@ -19,6 +19,7 @@ from typing import Any
 # an effect of the size of the weights themselves.
 RELOAD_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 1e-2
 MERGE_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+_BY_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
 _SHARE = 0.1  # of a number's own size, where that is larger
 _LOUD = 0.02  # root mean square of an amplified adapter's weight change: as large as the twin's own weights
 
@@ -38,12 +39,15 @@ def logits(model: Any, ids: Any) -> Any:
     """Float32 logits of a model in evaluation mode without gradients; (rows, length, vocabulary), or (rows, labels).
 
     An encoder-decoder that writes gets the same tokens to read and to write. A model for question answering has two
-    logits at each place: (rows, length, start and end).
+    logits at each place: (rows, length, start and end). A method that is told the task of a row takes the first row for
+    the first task, and so on.
     """
     import torch
 
     model.eval()
     extra = {"labels": ids} if model.config.is_encoder_decoder and not _points(model) else {}
+    if getattr(getattr(model, "active_peft_config", None), "peft_type", None) in _BY_TASK:
+        extra["task_ids"] = torch.arange(len(ids))
     with torch.no_grad():
         outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra)
     if _points(model):

@@ -19,7 +19,8 @@ from peftsmith.worker.book import Disproved
 class Wanted:
     """What the plan says of its scripts. `result` is the folder that train.py leaves: adapter, or model when all
     weights are trained. `plain_lora` means that its trainable parameters can be counted without PEFT, `converts` that
-    the adapter was trained on a changed base and is saved for the one on disk."""
+    the adapter was trained on a changed base and is saved for the one on disk. `tasks` are named where the method is
+    told the task of every row."""
 
     plan: dict[str, Any]
     loader: parity.Loader
@@ -29,6 +30,7 @@ class Wanted:
     merges: bool
     resumes: bool
     converts: bool = False
+    tasks: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> list[int]:

@@ -309,7 +309,8 @@ def _generate(project: Path, common: list[str], wanted: proofs.Wanted) -> dict[s
             raise Disproved("infer.py's main() did not return a part of the context", returned=str(answer)[:100])
         return {"characters": len(answer)}
     if not wanted.loader.labels:
-        argv = [*common, "--prompt", "Hello, who are you?", "--max-new-tokens", "4"]
+        task = ["--task", wanted.tasks[-1]] if wanted.tasks else []
+        argv = [*common, *task, "--prompt", "Hello, who are you?", "--max-new-tokens", "4"]
         answer = scripts.run_main(project, "infer", argv)
         if not isinstance(answer, str):
             raise Disproved("infer.py's main() did not return the answer", returned=type(answer).__name__)
