@@ -179,6 +179,7 @@ def test_other_methods_are_unknown_not_passed(tmp_path):
 @pytest.mark.parametrize(
     ("config", "verdicts"),
     [
+        ({"init_lora_weights": "olora"}, {"transformers": "yes", "vllm": "merge", "ollama": "merge"}),
         ({"use_dora": True}, {"vllm": "merge", "sglang": "merge", "llama.cpp": "merge", "ollama": "merge"}),
         ({"bias": "all"}, {"vllm": "merge"}),
         ({"lora_bias": True}, {"vllm": "merge"}),
@@ -279,3 +280,9 @@ model.save_pretrained(sys.argv[2] + "/trained")
     assert "adapter.lora_b.zero" in [item.id for item in untrained.findings]
     assert [item.id for item in trained.findings] == ["adapter.base.local_path"]
     assert (trained.modules, trained.rank, trained.dtypes) == (14, 4, ("BF16",))
+
+
+def test_an_adapter_for_more_layers_is_served_by_peft_alone(tmp_path):
+    folder = write(tmp_path / "a", layer_replication=[[0, 2], [1, 2]], init_lora_weights=True)
+    seen = {engine: each.serves for engine, each in inspect.inspect(folder).serving.items()}
+    assert seen == {"transformers": "yes", "vllm": "no", "sglang": "no", "llama.cpp": "no", "ollama": "no"}

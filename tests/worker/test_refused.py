@@ -12,10 +12,11 @@ import textwrap
 
 import pytest
 
+from benchmarks.first_runs import cases
 from peftsmith.knowledge import methods
 
 SCRIPT = """
-    import importlib.util, json, sys, tempfile, torch
+    import dataclasses, json, tempfile, torch
     from pathlib import Path
     import peft
     from safetensors.torch import load_file
@@ -56,6 +57,9 @@ SCRIPT = """
     plain, pooled = (peft.get_peft_model(base(), lora(**each)) for each in ({}, {"use_qalora": True}))
     shapes = [[each.shape for name, each in model.named_parameters() if "lora_A" in name] for model in (plain, pooled)]
     seen["pooled"] = shapes[0] != shapes[1]
+
+    fields = dataclasses.fields(peft.LoraConfig)
+    seen["variants"] = [each.name for each in fields if each.metadata.get("is_lora_variant")]
     print(json.dumps(seen))
 """
 
@@ -84,3 +88,16 @@ def test_qalora_changes_nothing_on_a_base_that_is_not_gptq(seen):
 
 def test_what_is_refused_as_a_whole_is_xlora_alone():
     assert [name for name in methods.names() if methods.method(name).unsupported] == ["XLORA"]
+
+
+@pytest.mark.training
+def test_every_variant_and_start_of_lora_is_tried_or_refused_with_its_reason(seen):
+    lora = methods.method("LORA")
+    tried = [each.plan["method"].get("config", {}) for each in cases._each_once(["LORA"])]
+    assert len(seen["variants"]) > 5
+    for name in seen["variants"]:
+        assert any(config.get(name) for config in tried) or name in lora.refused, name
+    [starts] = [each["choices"] for each in lora.fields["init_lora_weights"]["type"] if isinstance(each, dict)]
+    for start in starts:
+        name = start.partition("[")[0]
+        assert any(str(config.get("init_lora_weights")).startswith(name) for config in tried), start

@@ -18,6 +18,7 @@ from peftsmith.adapter.checks import judge_names, judge_ranks, judge_values, pat
 from peftsmith.adapter.naming import Kind, kind_of, module_of, saved_modules
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
+from peftsmith.knowledge import methods, starts
 from peftsmith.model import headers
 from peftsmith.model.headers import Tensor
 
@@ -214,7 +215,15 @@ def _shape(config: Config, tensors: Tensors, method: str, *, safetensors: bool) 
         alpha_pattern=bool(config.get("alpha_pattern")),
         dtypes=tuple(sorted(set(adapter))),
         safetensors=safetensors,
+        changed_base=_changed_base(config) if method == "LORA" else None,
+        more_layers=bool(config.get("layer_replication")),
     )
+
+
+def _changed_base(config: Config) -> str | None:
+    """The start that changed the base under the adapter, and has to again wherever it is loaded."""
+    changes = starts.alters_base(methods.method("LORA"), config)
+    return files.clean(str(config.get("init_lora_weights")), 50) if changes else None
 
 
 def _number(value: object) -> float | None:

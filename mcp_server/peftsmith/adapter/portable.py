@@ -35,12 +35,14 @@ class Shape:
     alpha_pattern: bool
     dtypes: tuple[str, ...]
     safetensors: bool
+    changed_base: str | None = None  # the start that took a part of the base for the adapter
+    more_layers: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
     """`serves`: "yes", "convert" (save it in another type first), "repair" (its scale would be wrong; exact arithmetic
-    on lora_B mends that), "merge", or "no" (there are no sound safetensors weights)."""
+    on lora_B mends that), "merge", or "no" (there are no sound safetensors weights, or it cannot be merged either)."""
 
     serves: str
     reasons: tuple[str, ...]
@@ -84,6 +86,9 @@ def _verdict(engine: str, shape: Shape) -> Verdict:
         return Verdict("no", ("there are no weights in a sound safetensors file",), "Save the adapter again.")
     if engine == "transformers":
         return Verdict("yes", (), "PeftModel.from_pretrained(base, adapter)")
+    if shape.more_layers:
+        reason = "layer_replication: it is for a model with more layers than its base has"
+        return Verdict("no", (reason,), "Serve it with Transformers and PEFT; PEFT cannot merge it either.")
     refused = _refusals(engine, shape)
     if refused:
         return Verdict("merge", tuple(refused), f"Merge it (start_run merge) and give {engine} the merged model.")
@@ -106,6 +111,8 @@ def _refusals(engine: str, shape: Shape) -> list[str]:
         "modules_to_save": shape.modules_to_save,
         "trainable_token_indices": shape.trainable_tokens,
         "saved embeddings": shape.embeddings,
+        f"init_lora_weights {shape.changed_base!r} (the base must be changed first, as PEFT does)": shape.changed_base
+        is not None,
         f"rank {rank} is above the largest --max-lora-rank ({VLLM_RANKS[-1]})": engine == "vllm"
         and not vllm_rank(rank),
     }
