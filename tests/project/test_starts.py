@@ -12,6 +12,7 @@ import pytest
 
 from peftsmith.project import fitness, twin
 from peftsmith.worker import client
+from tests.project import several
 from tests.project.plans import make
 from tests.project.small_project import edit, make_project
 
@@ -75,6 +76,19 @@ def test_what_cannot_be_merged_is_proven_without(environment, tmp_path, tiny_mod
     seen = {each["name"]: each["ok"] for each in verdict.seen["proofs"]}
     assert seen["reload"] and seen["resume"] and seen["merge"] is None
     assert not (tmp_path / "project" / "merge.py").exists()
+
+
+@pytest.mark.training
+def test_loftq_starts_each_of_several_adapters(environment, tmp_path, tiny_model):
+    method = {"config": {"init_lora_weights": "loftq"}, "quantization": NF4}
+    several.make(tmp_path / "project", several.document(tiny_model, method=method))
+    verdict = twin.run_twin(tmp_path / "project", environment)
+    assert [each.message for each in verdict.findings] == []
+    assert {each["name"] for each in verdict.seen["proofs"] if not each["ok"]} == {
+        "merge:billing",
+        "merge:delivery",
+        "combine",
+    }
 
 
 # Runs in the training environment: how far a base in four bits is from the original, without and with LoftQ's start.

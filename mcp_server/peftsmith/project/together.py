@@ -54,8 +54,12 @@ def mixed(plan: FineTunePlan) -> bool:
 def combines(plan: FineTunePlan) -> bool:
     """Can PEFT make one adapter of several of these, weighted?"""
     chosen = [one.method for one in plan.alone().values()]
+    lora = methods.method("LORA")
     return bool(plan.adapters) and all(
-        each.peft_type == "LORA" and not any(each.config.get(name) for name in UNCOMBINED) for each in chosen
+        each.peft_type == "LORA"
+        and methods.merges(lora, each.config)
+        and not any(each.config.get(name) for name in UNCOMBINED)
+        for each in chosen
     )
 
 
