@@ -27,14 +27,14 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "mcp_server")]
 
-from benchmarks.first_runs import plans, support
+from benchmarks.first_runs import plans, several, support
 from benchmarks.first_runs.cases import Case, invalid, valid
 from benchmarks.first_runs.trying import PROVEN, REFUSED, SWAPPED, as_it_should, run
 from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.machine import environment as environments
 
-COUNT = 216  # nine shards of 24
+COUNT = 216  # nine shards of 24, and 18 plans of several adapters, two in each
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 Results = dict[str, dict[str, Any]]
 
@@ -45,7 +45,8 @@ def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
         cases = plans.read(arguments.cases)
     else:
         drawn = valid(arguments.seed)
-        cases = [next(drawn) for _ in range(arguments.count)] + ([] if arguments.only_valid else list(invalid()))
+        cases = [*(next(drawn) for _ in range(arguments.count)), *several.valid()]
+        cases += [] if arguments.only_valid else [*invalid(), *several.invalid()]
     part, parts = (int(each) for each in arguments.shard.split("/"))
     return [each for place, each in enumerate(cases) if place % parts == part % parts and arguments.only in each.name]
 
@@ -103,7 +104,7 @@ def report(cases: list[Case], results: Mapping[str, Mapping[str, Any]]) -> str:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, help="plans of others: .json, .jsonl, .yaml, or a folder of them")
-    parser.add_argument("--count", type=int, default=COUNT, help="valid cases to draw")
+    parser.add_argument("--count", type=int, default=COUNT, help="valid cases of one adapter to draw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard", default="0/1", help="I/N: every N-th case, beginning with I (from 0)")
     parser.add_argument("--only", default="", help="text that must be in a case's name")

@@ -120,7 +120,13 @@ def _trained_tokens(wanted: plan.FineTunePlan) -> list[int]:
 
 
 def write_data(project: Path, wanted: plan.FineTunePlan, base: Path, source: Path | None) -> None:
-    """The files that the plan names: those that exist beside the plan's file, else a few rows of the right format."""
+    """The files that the plan names, of every data set."""
+    for one in wanted.alone().values():
+        _write_data(project, one, base, source)
+
+
+def _write_data(project: Path, wanted: plan.FineTunePlan, base: Path, source: Path | None) -> None:
+    """Those that exist beside the plan's file, else a few rows of the right format."""
     if wanted.training.chat_template:
         files.write_text(project / wanted.training.chat_template, MARKED)
     needed = 2 * wanted.training.batch_size * wanted.training.gradient_accumulation

@@ -41,10 +41,22 @@ def _kept(case: Case, result: Mapping[str, Any]) -> dict[str, Any]:
         "quantization": _quantization(quantization),
         "outcome": result["outcome"],
     }
+    several = _several(case.plan)
+    kept |= {"several": several} if several else {}
     if case.refused:
         return kept | {"refused": case.refused}
     kept |= {name: result[name] for name in ("swaps", "lacks") if result[name]}
     return kept | ({} if result["outcome"] in (PROVEN, SWAPPED) else {"why": result["why"]})
+
+
+def _several(document: Mapping[str, Any]) -> str | None:
+    """How the plan has more than one data set: a mixture, or the types of its adapters."""
+    if document.get("mixture"):
+        return "one adapter, a mixture" + (" by weight" if "weight" in next(iter(document["mixture"].values())) else "")
+    if not document.get("adapters"):
+        return None
+    own = [each["method"].get("peft_type", "LORA") for each in document["adapters"].values() if "method" in each]
+    return " and ".join(own or [f"two of {document['method'].get('peft_type', 'LORA')}"])
 
 
 def _quantization(value: Mapping[str, Any] | None) -> str:
@@ -101,6 +113,11 @@ def page(run: Mapping[str, Any]) -> str:
     ]
     named = [{**each, "variant": json.dumps(each["options"], sort_keys=True)} for each in variants]
     options = [[f"`{variant}`", _share(some)] for variant, some in sorted(_grouped(named, "variant"))]
+    together = [
+        [each["base"], each["task"], each["several"], each["quantization"], _share([each])]
+        for each in wanted
+        if "several" in each
+    ]
     swapped = Counter(swap for each in wanted for swap in each.get("swaps", ()))
     stopped = Counter(str(each["refused"]) for each in refused if each["outcome"] == REFUSED)
     bad = [
@@ -129,6 +146,8 @@ def page(run: Mapping[str, Any]) -> str:
         _table(["type", "kind", "proven", "tasks"], bases),
         "## Variants of LoRA",
         _table(["options", "proven"], options),
+        "## Several data sets on one base" if together else "",
+        _table(["type", "task", "adapters", "quantization", "proven"], together) if together else "",
         "## Swapped on the processor",
         _table(["what could not be proven without a GPU", "plans"], [[*each] for each in sorted(swapped.items())]),
         "## Not proven" if bad else "",

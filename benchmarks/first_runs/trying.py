@@ -22,6 +22,7 @@ PROVEN, SWAPPED, REFUSED = "proven", "proven with swaps", "refused"
 # What the twin must have seen. The last three may be missing, each for one reason only.
 PROOFS = ("build", "train", "loss", "metrics", "adapter", "adapter_nonzero", "checkpoint", "trainable", "reload",
           "generate", "untouched", "evaluate", "merge", "resume")  # fmt: skip
+OF_SEVERAL = ("frozen", "switch")  # what it must have seen of several adapters on one base besides
 
 
 def run(case: Case, work: Path, environment: Environment | None) -> dict[str, Any]:
@@ -89,14 +90,20 @@ def _proven(wanted: plan.FineTunePlan, stated: dict[str, Any], verdict: twin.Twi
     cannot = {
         "merge": not stated["merges"],
         "resume": not stated["resumes"],
-        "evaluate": not (wanted.data.test or wanted.data.eval),
+        "evaluate": not any(one.data.test or one.data.eval for one in wanted.alone().values()),
     }
-    lacks = [name for name in PROOFS if name not in proven]
+    needed = PROOFS + (OF_SEVERAL if wanted.adapters else ())
+    lacks = [name for name in needed if not _has(proven, name, wanted)]
     unproven = [name for name in lacks if not cannot.get(name)]
     if unproven:
         return {"outcome": "failed", "why": [f"the twin has not proven {', '.join(unproven)}"]}
     swaps = list(verdict.seen["swapped"])
     return {"outcome": SWAPPED if swaps else PROVEN, "why": [], "swaps": swaps, "lacks": lacks}
+
+
+def _has(proven: set[str], name: str, wanted: plan.FineTunePlan) -> bool:
+    """Is it proven, or of several adapters for each?"""
+    return name in proven or bool(wanted.adapters and all(f"{name}:{each}" in proven for each in wanted.adapters))
 
 
 def _figures(found: Finding) -> str:

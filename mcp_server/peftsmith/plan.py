@@ -73,7 +73,8 @@ class FineTunePlan(Part):
         if self.data.format not in TASK_FORMATS[self.task]:
             wanted = " or ".join(TASK_FORMATS[self.task])
             raise ValueError(f"task {self.task} goes with data.format {wanted}, not {self.data.format}")
-        if self.task in LABELLED and len(set(self.data.labels)) < 2:
+        sets = [each.labels for each in self.adapters.values() if each.labels is not None] or [self.data.labels]
+        if self.task in LABELLED and min(len(set(each)) for each in sets) < 2:
             raise ValueError(f"task {self.task} needs at least two different data.labels")
         rendered = self.task in ("chat", "classification")
         if not rendered and (self.training.chat_template or self.training.loss_on != "completion"):
@@ -114,7 +115,7 @@ class FineTunePlan(Part):
         for name, each in self.adapters.items():
             if each.method and each.method.quantization != self.method.quantization:
                 raise ValueError(f"all adapters share one base: {name} must have the quantization of method")
-        for field in ("eval", "test", "system_prompt" if self.adapters else "weight"):
+        for field in ("eval", "test", *(("system_prompt", "labels") if self.adapters else ("weight",))):
             without = [name for name, each in several.items() if getattr(each, field) is None]
             if 0 < len(without) < len(several):
                 raise ValueError(f"either every data set has its own {field} or none; {without[0]} has none")
@@ -156,7 +157,8 @@ class FineTunePlan(Part):
             found[name] = self.model_copy(update={"mixture": {}, "data": self.data.model_copy(update=files)})
         for name, own in self.adapters.items():
             prompt = self.data.system_prompt if own.system_prompt is None else own.system_prompt
-            rows = {"train": own.train, "eval": own.eval, "test": own.test, "system_prompt": prompt}
+            rows: dict[str, Any] = {"train": own.train, "eval": own.eval, "test": own.test, "system_prompt": prompt}
+            rows |= {} if own.labels is None else {"labels": own.labels}
             changed = {"adapters": {}, "data": self.data.model_copy(update=rows), "method": own.method or self.method}
             found[name] = self.model_copy(update=changed)
         return found

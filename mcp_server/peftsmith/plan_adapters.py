@@ -22,13 +22,14 @@ RESERVED = frozenset(("default", "combined"))
 class Adapter(Part):
     """One of several adapters: its rows, read as `data` says, and its own method where it has one.
 
-    `method` and `system_prompt` replace those of the plan for this adapter.
+    `method`, `system_prompt` and `labels` replace those of the plan for this adapter.
     """
 
     train: ShortText
     eval: ShortText | None = None
     test: ShortText | None = None
     system_prompt: Text | None = None
+    labels: Annotated[list[ShortText], Field(max_length=1000)] | None = None
     method: Method | None = None
 
 

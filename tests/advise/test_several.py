@@ -86,3 +86,41 @@ def test_what_would_be_lost_in_silence_is_refused(said, tmp_path, tiny_model, ro
     }[said]
     with pytest.raises(PeftsmithError, match=said):
         planner.make(tmp_path / "project", wish)
+
+
+def test_each_of_several_classifiers_gets_the_labels_of_its_own_rows(tmp_path, tiny_model):
+    def labelled(name, *labels):
+        path = tmp_path / f"{name}.jsonl"
+        rows = [{"text": f"text {i} of {name}", "label": labels[i % len(labels)]} for i in range(30)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    def made(place, *others, mix=False):
+        wish = planner.Wish(
+            model=str(tiny_model),
+            data=labelled("billing", "paid", "unpaid"),
+            others={"delivery": labelled("delivery", *others)},
+            task="sequence_classification",
+            intent=Intent(mix=mix),
+        )
+        return planner.make(tmp_path / place, wish).plan
+
+    apart = made("apart", "early", "late")
+    assert apart.data.labels == []
+    assert {name: one.data.labels for name, one in apart.alone().items()} == {
+        "billing": ["paid", "unpaid"],
+        "delivery": ["early", "late"],
+    }
+    same = made("same", "paid", "unpaid")
+    assert same.data.labels == ["paid", "unpaid"]
+    assert all(each.labels is None for each in same.adapters.values())
+    assert made("mixed", "early", "late", "never", mix=True).data.labels == ["early", "late", "never", "paid", "unpaid"]
+    with pytest.raises(PeftsmithError, match="as many labels for each: billing 2, delivery 3"):
+        made("refused", "early", "late", "never")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_too_few_updates_are_told_of_the_adapter_that_makes_them(tmp_path, tiny_model, rows):
+    wish = planner.Wish(model=str(tiny_model), data=rows("billing", 12), others={"delivery": rows("delivery", 400)})
+    few = [each for each in planner.make(tmp_path / "project", wish).findings if each.id == "plan.updates.few"]
+    assert [(each.evidence["adapter"], each.evidence["rows"]) for each in few] == [("billing", 12)]

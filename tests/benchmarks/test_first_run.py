@@ -16,7 +16,8 @@ from peftsmith.knowledge import methods
 from tests.tiny import write_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SHARD = "4/9"  # 24 of the default run's plans, from all of its parts
+SHARD = "4/9"  # 26 of the default run's plans, from all of its parts
+HEADS = {"sequence_classification", "token_classification", "question_answering"}
 
 
 def drawn(*arguments):
@@ -25,7 +26,17 @@ def drawn(*arguments):
 
 def test_the_whole_run_covers_what_it_must():
     wanted = [each for each in drawn() if not each.refused]
-    assert len(wanted) == first_run.COUNT >= 200
+    together = [each for each in wanted if each.plan.get("adapters") or each.plan.get("mixture")]
+    assert len(wanted) == first_run.COUNT + len(together) >= 200
+    assert {each.plan["task"] for each in together} >= {"chat", "seq2seq", *HEADS}
+    assert len({each.config["model_type"] for each in together}) >= 12
+    assert any(each.plan.get("mixture") for each in together)
+    mixed = [
+        {each.get("method", {}).get("peft_type") for each in case.plan["adapters"].values()}
+        for case in together
+        if case.plan.get("adapters")
+    ]
+    assert sum(len(types) > 1 for types in mixed) >= 3
     assert len({each.name for each in wanted}) == len(wanted)
     types = {each.config["model_type"] for each in wanted}
     assert types == set(cases.kinds()) and len(types) > 20
@@ -50,7 +61,7 @@ def test_a_draw_is_the_same_every_time_and_shards_are_its_parts():
 
 def test_the_shard_of_the_gate_is_spread():
     some = drawn("--shard", SHARD, "--only-valid")
-    assert len(some) == 24
+    assert len(some) == 26
     assert len({each.config["model_type"] for each in some}) >= 10
     assert len({each.plan["task"] for each in some}) >= 6
     assert len({each.plan["method"].get("peft_type") for each in some}) >= 12
@@ -207,4 +218,4 @@ def test_plans_of_others_are_tried_and_each_outcome_is_told(tmp_path, training_p
 def test_a_shard_of_the_whole_run_is_proven(training_python, capsys):
     code = first_run.main(["--shard", SHARD, "--only-valid"])
     printed = capsys.readouterr().out
-    assert code == 0 and "proven 24 of 24" in printed.splitlines()[-1], printed
+    assert code == 0 and "proven 26 of 26" in printed.splitlines()[-1], printed

@@ -59,17 +59,57 @@ def with_methods(model: Path | str, *methods: dict[str, Any] | None, **changes: 
     return made
 
 
+# Of each task with a head, or that writes one text from another: its data, and a row of one adapter.
+OTHERS: dict[str, dict[str, Any]] = {
+    "sequence_classification": {"format": "classification"},
+    "token_classification": {"format": "token_classification"},
+    "question_answering": {"format": "question_answering"},
+    "seq2seq": {"format": "seq2seq"},
+}
+LABELS = {"billing": ["paid", "unpaid"], "delivery": ["early", "late"]}
+
+
+def other(model: Path | str, task: str, labels: dict[str, list[str]] | None = None, **changes: Any) -> dict[str, Any]:
+    """Two adapters for such a task; each has labels of its own, unless all are to have the first's."""
+    made = document(model, task=task, data=OTHERS[task], **changes)
+    labelled = task.endswith("_classification")
+    for name, each in made["adapters"].items():
+        each.pop("system_prompt")
+        each |= {"labels": (labels or LABELS)[name]} if labelled else {}
+    return made
+
+
+def row(task: str, name: str, number: int, labels: list[str]) -> dict[str, Any]:
+    text = f"question {number} about {name}"
+    if task == "sequence_classification":
+        return {"text": text, "label": labels[number % len(labels)]}
+    if task == "token_classification":
+        words = text.split()
+        return {"tokens": words, "tags": [labels[(place + number) % len(labels)] for place in range(len(words))]}
+    if task == "question_answering":
+        context = f"The {name} came on day {number}, in a box."
+        answer = f"day {number}"
+        given = {"text": [answer], "answer_start": [context.index(answer)]}
+        return {"question": f"When came the {name}?", "context": context, "answers": given}
+    if task == "seq2seq":
+        return {"source": text, "target": f"{ANSWERS[name]} {number}"}
+    return {"prompt": text, "completion": f"{ANSWERS[name]} {number}"}
+
+
 def make(folder: Path, made: dict[str, Any]) -> generate.Written:
     """Write plan, lock, rows and scripts into `folder`."""
-    for name, answer in ANSWERS.items():
+    several = made.get("adapters") or made["mixture"]
+    for name in ANSWERS:
+        labels = several[name].get("labels") or made["data"].get("labels") or []
         for split, count in (("train", 16), ("test", 4)):
-            rows = [{"prompt": f"question {i} about {name}", "completion": f"{answer} {i}"} for i in range(count)]
+            rows = [row(made["task"], name, i, labels) for i in range(count)]
             write_rows(folder / "data" / name / f"{split}.jsonl", rows)
     text = plan.dump(plan.validate(made))
     files.write_text(folder / plan.PLAN_FILE, text)
     model = Path(made["base"]["model"])
     base = {"model": str(model), "commit": None, "folder": str(model), "licence": None, "parameters": 0}
     base["config_sha256"] = files.sha256_file(model / "config.json")
+    base["model_type"] = files.read_json(model / "config.json")["model_type"]
     empty: dict[str, Any] = {"data": {}, "versions": {}, "interpreter": None, "estimate": {}, "why": {}, "files": {}}
     lock.save(folder, lock.Lock(peftsmith=__version__, plan_sha256=files.sha256_text(text), base=base, **empty))
     return generate.generate(folder)

@@ -13,12 +13,13 @@ import pytest
 from peftsmith import files, lock, plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
-from peftsmith.project import check, fitness, mask, render, settings, twin
+from peftsmith.project import check, fitness, mask, render, settings, twin, vet
 from peftsmith.worker import client
+from tests.advise import models
 from tests.project import several
 from tests.project.small_project import edit
 
-LLAMA = {"model_type": "llama"}
+LLAMA, T5 = {"model_type": "llama"}, {"model_type": "t5"}
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +138,13 @@ PROJECTS = {
 }
 
 
-@pytest.mark.parametrize("kind", [*sorted(PROJECTS), "mixed"])
+@pytest.mark.parametrize("kind", [*sorted(PROJECTS), "mixed", "mixed, not with the first"])
 def test_scripts_are_laid_out_by_hand_and_drift_is_seen(kind, tmp_path, tiny_model):
     made = several.document(tiny_model, **PROJECTS.get(kind, {}))
-    if kind == "mixed":
-        made = several.with_methods(tiny_model, None, {"peft_type": "LOKR", "rank": 4, "alpha": 8})
+    if kind.startswith("mixed"):
+        other = {"peft_type": "LOKR", "rank": 4, "alpha": 8}
+        oft = {"peft_type": "OFT", "config": {"oft_block_size": 16}}
+        made = several.with_methods(tiny_model, *((None, other) if kind == "mixed" else (oft, other)))
     project = tmp_path / "project"
     several.make(project, made)
     scripts = sorted(project.glob("*.py"))
@@ -285,3 +288,156 @@ def test_what_is_said_of_sharing_a_base_is_known_of_every_method():
     assert mixed == ["ADALORA", "LOHA", "LOKR", "LORA", "OFT"]
     alone = ["ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW"]
     assert [name for name in methods.names() if methods.method(name).shares is False] == alone
+
+
+TASKS = ("sequence_classification", "token_classification", "question_answering", "seq2seq")
+
+
+def base_of(task, tmp_path, tiny_model):
+    """A decoder has every head, but does not write one text from another."""
+    return (
+        models.write(tmp_path / "t5", {**models.T5, "decoder_start_token_id": 0}) if task == "seq2seq" else tiny_model
+    )
+
+
+def test_heads_of_different_sizes_and_methods_that_keep_no_head_are_refused(tmp_path, tiny_model):
+    three = {**several.LABELS, "delivery": ["early", "late", "never"]}
+    made = several.other(tiny_model, "sequence_classification", three)
+    written = several.make(tmp_path / "project", made)
+    assert errors(written.findings) == {"plan.adapters.labels"}
+    assert written.files == []
+    (said,) = [each for each in written.findings if each.id == "plan.adapters.labels"]
+    assert "billing 2, delivery 3" in said.message
+    prompts = {"peft_type": "PROMPT_TUNING", "rank": None, "alpha": None, "config": {"num_virtual_tokens": 4}}
+    learnt = plan.validate(several.other("m", "sequence_classification", method=prompts))
+    assert errors(fitness.judge(learnt, LLAMA)) == {"plan.adapters.method"}
+    made = several.other("m", "question_answering")
+    made["adapters"]["delivery"]["method"] = {"peft_type": "LOKR", "rank": 4, "alpha": 8}
+    assert errors(fitness.judge(plan.validate(made), LLAMA)) == {"plan.adapters.mixed"}
+    for task in TASKS:
+        assert (
+            errors(fitness.judge(plan.validate(several.other("m", task)), T5 if task == "seq2seq" else LLAMA)) == set()
+        )
+
+
+def test_labels_are_every_adapters_own_or_none_is(tiny_model):
+    made = several.other(tiny_model, "token_classification")
+    alone = plan.validate(made).alone()
+    assert {name: one.data.labels for name, one in alone.items()} == several.LABELS
+    made["adapters"]["delivery"].pop("labels")
+    with pytest.raises(PeftsmithError, match="own labels or none"):
+        plan.validate(made)
+    made["adapters"]["billing"].pop("labels")
+    with pytest.raises(PeftsmithError, match="at least two different"):
+        plan.validate(made)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ["own", "evaluated", "own methods", "mixture", "weighted"])
+def test_scripts_of_other_tasks_are_laid_out_by_hand_and_drift_is_seen(task, kind, tmp_path, tiny_model):
+    made = several.other(base_of(task, tmp_path, tiny_model), task)
+    if kind == "evaluated":
+        for name, each in made["adapters"].items():
+            each |= {"eval": f"data/{name}/test.jsonl"}
+    if kind == "own methods":
+        made["adapters"]["delivery"]["method"] = {**LORA, "rank": 8}
+    if kind in ("mixture", "weighted"):
+        every = [label for some in several.LABELS.values() for label in some]
+        made |= {"adapters": {}, "mixture": several.mixture(*((1.0, 3.0) if kind == "weighted" else ()))}
+        made["data"] = {**made["data"], **({"labels": every} if task.endswith("classification") else {})}
+    project = tmp_path / "project"
+    assert errors(several.make(project, made).findings) == set()
+    scripts = sorted(project.glob("*.py"))
+    assert {"train.py", "infer.py", "evaluate.py", "merge.py"} <= {each.name for each in scripts}
+    for command in (["format", "--check"], ["check", "--select", "E,F,B,S", "--ignore", "E501,S101,S108,S311"]):
+        argv = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", *map(str, scripts)]
+        done = subprocess.run(argv, capture_output=True, encoding="utf-8")
+        assert done.returncode == 0, done.stdout
+    wanted = plan.load(project)
+    assert settings.drift(project, wanted) == []
+    assert vet.vet(project, None) == [] or all(each.severity == "unknown" for each in vet.vet(project, None))
+    if kind == "own" and task.endswith("classification"):
+        edit(project / "infer.py", '"late"', '"too late"')
+        (drifted,) = settings.drift(project, wanted)
+        assert drifted.evidence["to_plan"] == {"adapters.delivery.labels": ["early", "too late"]}
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("task", TASKS)
+def test_adapters_of_every_task_are_proven_with_their_own_heads(environment, tmp_path, tiny_model, task):
+    base = (
+        models.write(tmp_path / "t5", {**models.T5, "decoder_start_token_id": 0}) if task == "seq2seq" else tiny_model
+    )
+    project = tmp_path / "project"
+    several.make(project, several.other(base, task))
+    verdict = twin.run_twin(project, environment)
+    assert verdict.findings == []
+    proven = {proof["name"] for proof in verdict.seen["proofs"] if proof["ok"]}
+    each = {f"{name}:{of}" for name in ("reload", "frozen", "evaluate", "merge") for of in several.ANSWERS}
+    assert each | {"switch", "resume", "generate"} <= proven
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("task", ["sequence_classification", "seq2seq"])
+def test_a_mixture_of_another_task_is_proven(environment, tmp_path, tiny_model, task):
+    base = (
+        models.write(tmp_path / "t5", {**models.T5, "decoder_start_token_id": 0}) if task == "seq2seq" else tiny_model
+    )
+    labels = [label for some in several.LABELS.values() for label in some]
+    made = several.other(base, task) | {"adapters": {}, "mixture": several.mixture(1.0, 3.0)}
+    made["data"] = {**made["data"], **({} if task == "seq2seq" else {"labels": labels})}
+    several.make(tmp_path / "project", made)
+    verdict = twin.run_twin(tmp_path / "project", environment)
+    assert verdict.findings == []
+    assert all(proof["ok"] for proof in verdict.seen["proofs"])
+
+
+HEAD_FAULTS = {
+    # The second adapter starts from the first one's head, and from a base that is another.
+    "twin.train.failed": (
+        "train.py",
+        "            setattr(model.get_submodule(parent), child, module.original_module)\n",
+        "            pass\n",
+    ),
+    "twin.switch.differs": ("infer.py", "    model.set_adapter(adapter, inference_mode=True)\n", ""),
+    "twin.infer.failed": ("infer.py", "LABELS_OF[adapter][", 'LABELS_OF["delivery"]['),
+}
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("planted", sorted(HEAD_FAULTS))
+def test_a_planted_fault_of_a_head_is_found(environment, tmp_path, tiny_model, planted):
+    project = tmp_path / "project"
+    several.make(project, several.other(tiny_model, "sequence_classification"))
+    edit(project / HEAD_FAULTS[planted][0], *HEAD_FAULTS[planted][1:])
+    assert planted in errors(twin.run_twin(project, environment).findings)
+
+
+@pytest.mark.training
+def test_a_head_is_the_same_whether_trained_alone_or_after_another(training_python, tmp_path, tiny_model):
+    project = tmp_path / "project"
+    several.make(project, several.other(tiny_model, "token_classification"))
+    weights = []
+    for output, only in (("both", []), ("alone", ["--adapter", "delivery"])):
+        argv = [training_python, "train.py", "--output", str(tmp_path / output), "--max-steps", "2", *only]
+        subprocess.run(argv, cwd=project, check=True, capture_output=True)
+        weights.append((tmp_path / output / "adapters" / "delivery" / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_an_adapter_that_peft_does_not_begin_with_is_loaded_after_another():
+    oft = {"peft_type": "OFT", "config": {"oft_block_size": 16}}
+    first = plan.validate(several.with_methods("m", oft, {"peft_type": "LOKR", "rank": 4, "alpha": 8}))
+    empty = {"data": {}, "versions": {}, "interpreter": None, "estimate": {}, "why": {}, "files": {}}
+    scripts = render.render(first, lock.Lock(peftsmith="0", plan_sha256="", base={"folder": "x"}, **empty))
+    assert 'names.sort(key=lambda name: name in ["billing"])' in scripts["infer.py"]
+    alike = plan.validate(several.with_methods("m", oft, oft))
+    scripts = render.render(alike, lock.Lock(peftsmith="0", plan_sha256="", base={"folder": "x"}, **empty))
+    assert "names.sort" not in scripts["infer.py"]
+
+
+def test_several_types_on_a_quantised_base_are_refused():
+    bits = {"quantization": {"bits": 4}}
+    oft = {"peft_type": "OFT", "config": {"oft_block_size": 16}, **bits}
+    chosen = plan.validate(several.with_methods("m", None, oft, method={**LORA, **bits}))
+    assert errors(fitness.judge(chosen, LLAMA)) == {"plan.adapters.mixed"}

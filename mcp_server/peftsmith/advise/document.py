@@ -84,9 +84,16 @@ class Wish:
 
 
 def plan_of(
-    project: Path, wish: Wish, body: Anatomy, detected: Detected, intent: Intent, advice: recommend.Recommendation
+    project: Path,
+    wish: Wish,
+    body: Anatomy,
+    detected: Detected,
+    intent: Intent,
+    advice: recommend.Recommendation,
+    labels: Mapping[str, list[str]],
 ) -> plan.FineTunePlan:
-    """The plan; PeftsmithError where its parts do not go together."""
+    """The plan; PeftsmithError where its parts do not go together. `labels` are those of several data sets, where they
+    have different ones."""
     columns = detected.mapping.columns
     splits = {"train": wish.data, "eval": wish.eval, "test": wish.test}
     named = {name: f"data/{name}{path.suffix.lower()}" if path else None for name, path in splits.items()}
@@ -104,13 +111,16 @@ def plan_of(
                 "columns": {
                     name: columns[name] for name in _COLUMNS.get(detected.format, ()) if columns.get(name, name) != name
                 },
-                "labels": sorted(detected.labels),
+                "labels": sorted({each for some in labels.values() for each in some} or detected.labels)
+                if intent.mix or not labels
+                else [],
                 "system_prompt": system_prompt(wish, detected, intent.task),
                 "unanswerable": advice.facts["unanswered"],
             },
             "method": advice.method,
             "mixture" if intent.mix else "adapters": {
-                name: _places(name, train, test) for name, (train, test) in wish.tasks().items()
+                name: {**_places(name, train, test), **_own_labels(labels, name, intent)}
+                for name, (train, test) in wish.tasks().items()
             },
             "training": advice.training,
             "serving": intent.serving,
@@ -134,6 +144,10 @@ def _places(name: str, train: Path, test: Path | None) -> dict[str, str]:
     """Where the rows of one of several adapters lie in the project."""
     given = {"train": train, "test": test}
     return {split: f"data/{name}/{split}{path.suffix.lower()}" for split, path in given.items() if path}
+
+
+def _own_labels(labels: Mapping[str, list[str]], name: str, intent: Intent) -> dict[str, list[str]]:
+    return {} if intent.mix or name not in labels else {"labels": labels[name]}
 
 
 def base(body: Anatomy) -> dict[str, Any]:

@@ -35,13 +35,14 @@ _FRAME = 2  # what a tokenizer puts between two texts, at most
 @dataclass(frozen=True)
 class Measured:
     """`rows` for the rules; `readable` of `total` rows can be used as the task needs them. `apart`: the rows of each of
-    several adapters, which the rules see as one."""
+    several adapters, which the rules see as one; `labels`: theirs, where they have different ones."""
 
     rows: Rows
     total: int
     readable: int
     findings: list[Finding]
     apart: Mapping[str, Rows] = field(default_factory=dict)
+    labels: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def measure(

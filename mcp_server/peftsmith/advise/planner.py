@@ -130,7 +130,8 @@ def _propose(
     """Plan, reasons and findings for what the user says, or would say."""
     wish, body, rows = situation.wish, situation.anatomy, situation.measured.rows
     advice = recommend.recommend(body, rows, _device(situation, gpu), intent)
-    made = document.plan_of(situation.project, wish, body, situation.detected, intent, advice)
+    apart = situation.measured.labels
+    made = document.plan_of(situation.project, wish, body, situation.detected, intent, advice, apart)
     scores = {"base_score": wish.base_score, "wanted_score": wish.wanted_score}
     few = [
         together.about(each, name)
@@ -234,7 +235,8 @@ def _together(
 ) -> measure.Measured:
     """The rows of all adapters, as the settings that they share must suit them: the longest, the most; of a mixture all
     together. All are of the first one's format."""
-    seen = [(next(iter(wish.tasks())), first)]
+    own = next(iter(wish.tasks()))
+    seen, labels = [(own, first)], {own: sorted(detected.labels)}
     for name, path in wish.others.items():
         other = replace(wish, data=path, test=wish.other_tests.get(name), eval=None)
         found, other_task = _task(other, body)
@@ -245,6 +247,7 @@ def _together(
                 next_step="Write both in one format with prepare_dataset, or plan a project for each.",
             )
         seen.append((name, _rows(other, body, found, task)))
+        labels[name] = sorted(found.labels)
     every = [each.rows for _, each in seen]
 
     def most(name: str) -> int | None:
@@ -267,7 +270,8 @@ def _together(
     findings = [together.about(each, name) for name, one in seen for each in one.findings]
     total = sum(each.total for _, each in seen)
     apart = {} if wish.intent.mix else {name: one.rows for name, one in seen}
-    return measure.Measured(rows, total, total, findings, apart)
+    differ = any(each != labels[own] for each in labels.values())
+    return measure.Measured(rows, total, total, findings, apart, labels if differ else {})
 
 
 def _device(situation: _Situation, gpu: str | None) -> Device:

@@ -41,8 +41,9 @@ class Numbers:
     """How a run computes. Bytes a number: `wide` of a linear layer's output, `attention` of q, k, v, `adapter` of LoRA,
     `logit` of the head's output.
 
-    `autocast` as HF's Trainer sets it with bf16 or fp16; `masked`: a mask (padding, packed rows) reaches
-    the attention kernel; `flash`: FlashAttention instead of SDPA; `math`: SDPA falls back to the kernel that keeps all probabilities;
+    `autocast` as HF's Trainer sets it with bf16 or fp16; `masked`: a mask (of padding, or of packed rows) reaches the
+    attention kernel; `flash`: FlashAttention instead of SDPA; `math`: SDPA falls back to the kernel that keeps all
+    probabilities;
     `eager`: attention written out, which keeps them in two formats. `trained`: the base's own weights train.
     """
 

@@ -138,8 +138,7 @@ def build(texts: Mapping[str, str], plan: FineTunePlan, lock: Lock) -> str:
     if "evaluate.py" in scripts:
         cells.append(("markdown", "Is it better than the base? `output/evaluation/evaluation.json` says so.\n"))
         cells.append(("code", _run(f"evaluate.py --{result} output/{result} --output output/evaluation")))
-    asked = "text" if plan.task.endswith("_classification") else "prompt"
-    cells.append(("code", _run(f'infer.py --{result} output/{result} --{asked} "Hello"')))
+    cells.append(("code", _run(f"infer.py --{result} output/{result} {_asked(plan)}")))
     if "merge.py" in scripts:
         cells.append(("markdown", "The adapter merged into the base, for servers that take whole models only.\n"))
         cells.append(("code", _run("merge.py --adapter output/adapter --output output")))
@@ -155,12 +154,17 @@ def _of_adapters(plan: FineTunePlan, scripts: Sequence[str]) -> list[tuple[str, 
         for name in names:
             given = f"--adapter output/adapters/{name} --output output/evaluation/{name}"
             cells.append(("code", _run(f"evaluate.py {given}")))
-    asked = f'--adapters output/adapters --adapter {first} --prompt "Hello"'
-    cells.append(("code", _run(f"infer.py {asked}")))
+    cells.append(("code", _run(f"infer.py --adapters output/adapters --adapter {first} {_asked(plan)}")))
     if "merge.py" in scripts:
         cells.append(("markdown", "An adapter merged into the base, for servers that take whole models only.\n"))
         cells.append(("code", _run(f"merge.py --adapter output/adapters/{first} --output output")))
     return cells
+
+
+def _asked(plan: FineTunePlan) -> str:
+    if plan.task == "question_answering":
+        return '--question "Who came?" --context "The parcel came."'
+    return '--text "Hello"' if plan.task.endswith("_classification") else '--prompt "Hello"'
 
 
 def canonical(text: str) -> str:

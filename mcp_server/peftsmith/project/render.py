@@ -71,6 +71,15 @@ ROW_COLUMNS = {
     "seq2seq": ("source", "target"),
 }
 _ASKED = {"classifier": '--text "Hello"', "answers": '--question "Who came" --context "The parcel came"'}
+_ASKS = {"classifier": ("text",), "answers": ("question", "context")}
+_WHAT_INFER_DOES = {
+    "chat": "Answer prompts",
+    "classification": "Answer prompts",
+    "sequence_classification": "Name the labels of texts",
+    "token_classification": "Tag the words of texts",
+    "question_answering": "Answer questions from contexts",
+    "seq2seq": "Write the targets of source texts",
+}
 BODY_NAMES = {r"^model\.": "transformer."}  # as in the scripts (partials/body_names.py.j2)
 _READERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+){1,3}([a-z0-9.+]*)?")
@@ -135,6 +144,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         **task,
         **method,
         **together.facts(plan),
+        **_label_names(plan),
         **_methods_facts(plan),
         "asked": f"--task {next(iter(plan.mixture))} {task['asked']}" if _by_task(plan) else task["asked"],
         "converts": plan.converts,
@@ -184,7 +194,7 @@ def proof_facts(plan: FineTunePlan, model_type: str) -> dict[str, Any]:
     return {
         "model_class": facts["model_class"],
         "task_type": plan.task_type,
-        "labels": plan.data.labels if facts["labelled_head"] else [],
+        "labels": next(iter(plan.alone().values())).data.labels if facts["labelled_head"] else [],
         "key_mapping": BODY_NAMES if _body_renamed(plan, model_type) else None,
         "result": facts["result"],
         "plain_lora": counted and set(method.config) <= _COUNTED,
@@ -207,9 +217,12 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
     named = ROW_COLUMNS.get(plan.data.format, ())
     return {
         "kind": kind,
+        "asks": _ASKS.get(kind, ("prompt",)),
+        "what_infer_does": _WHAT_INFER_DOES.get(plan.task, "Go on from prompts"),
+        "trainer_type": {"language": "SFTTrainer", "seq2seq": "Seq2SeqTrainer"}.get(kind, "Trainer"),
         "task_title": TITLES[plan.task],
         "asked": _ASKED.get(kind, '--prompt "Hello"'),
-        "label_count": len(plan.data.labels),
+        "label_count": len(next(iter(plan.alone().values())).data.labels),
         "task_type": plan.task_type,
         "model_class": MODEL_CLASSES[plan.task_type],
         "language": kind == "language",
@@ -223,6 +236,12 @@ def _task_facts(plan: FineTunePlan) -> dict[str, Any]:
             {"setting": f"{name.upper()}_COLUMN", "value": plan.data.columns.get(name, name)} for name in named
         ],
     }
+
+
+def _label_names(plan: FineTunePlan) -> dict[str, str]:
+    """By what name a script has the labels: its setting, or the part of it that belongs to one adapter."""
+    own = any(each.labels is not None for each in plan.adapters.values())
+    return {"labels_name": "labels" if own else "LABELS", "labels_setting": "LABELS_OF" if own else "LABELS"}
 
 
 def _step_facts(plan: FineTunePlan, own_forward: bool) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _FIXED: dict[str, str] = {
     "EVAL_FILES": "adapters.*.eval",
     "TEST_FILES": "adapters.*.test",
     "SYSTEM_PROMPTS": "adapters.*.system_prompt",
+    "LABELS_OF": "adapters.*.labels",
     "WEIGHTS": "mixture.*.weight",
     "TEXT_COLUMN": "data.text_column",
     "LABEL_COLUMN": "data.label_column",

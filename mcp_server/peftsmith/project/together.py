@@ -17,7 +17,12 @@ from peftsmith.knowledge import methods
 from peftsmith.plan import FineTunePlan
 from peftsmith.plan_method import Method
 
-TASKS = ("chat", "completion", "text", "continued_pretraining")  # whose scripts take several adapters
+# Whose scripts take several adapters, and one adapter for several data sets.
+TASKS = ("chat", "completion", "text", "continued_pretraining", "sequence_classification", "token_classification",
+         "question_answering", "seq2seq")  # fmt: skip
+# PEFT 0.21.2: PeftMixedModel.from_pretrained takes these beside others, but not as the first.
+_NOT_FIRST = ("OFT",)
+_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # each adapter has a head of its own
 
 # LoRA's options with which add_weighted_adapter gives something else than the weighted sum: it keeps use_rslora while
 # it sets lora_alpha to the new rank (the scale becomes the rank's root instead of 1), and forgets DoRA's magnitudes.
@@ -35,9 +40,12 @@ def facts(plan: FineTunePlan) -> dict[str, Any]:
         "own_prompts": bool(prompts),
         "system_prompts": prompts,
         "prompt_name": "system_prompt" if prompts else "SYSTEM_PROMPT",
+        "own_labels": any(each.labels is not None for each in plan.adapters.values()),
+        "labels_apart": {name: each.labels for name, each in plan.adapters.items()},
         "combines": combines(plan),
         "mixed": mixed(plan),
         "peft_model": "PeftMixedModel" if mixed(plan) else "PeftModel",
+        "not_first": [name for name, one in alone.items() if mixed(plan) and one.method.peft_type in _NOT_FIRST],
         "own_methods": any(each.method for each in plan.adapters.values()),
     }
     for split in ("train", "eval", "test"):
@@ -55,11 +63,15 @@ def combines(plan: FineTunePlan) -> bool:
     """Can PEFT make one adapter of several of these, weighted?"""
     chosen = [one.method for one in plan.alone().values()]
     lora = methods.method("LORA")
-    return bool(plan.adapters) and all(
-        each.peft_type == "LORA"
-        and methods.merges(lora, each.config)
-        and not any(each.config.get(name) for name in UNCOMBINED)
-        for each in chosen
+    return (
+        bool(plan.adapters)
+        and plan.task_type not in _HEADS
+        and all(
+            each.peft_type == "LORA"
+            and methods.merges(lora, each.config)
+            and not any(each.config.get(name) for name in UNCOMBINED)
+            for each in chosen
+        )
     )
 
 
@@ -99,6 +111,11 @@ def judge(plan: FineTunePlan) -> Iterator[Finding]:
         mixable = [each for each in methods.names() if methods.method(each).mixed]
         message = f"PEFT wraps one base for {' and '.join(types)} only if each is one of {', '.join(mixable)}."
         yield finding("plan.adapters.mixed", message, types=types, apart=apart)
+    if len(types) > 1 and plan.method.quantization:
+        message = f"PEFT wraps no quantised base for {' and '.join(types)} together."
+        yield finding("plan.adapters.mixed", message, types=types)
+    if plan.task_type in _HEADS:
+        yield from _heads(plan, types)
     for name, each in chosen.items():
         yield from _method(name, each, own=any(one.method for one in plan.adapters.values()))
     biased = [name for name, each in chosen.items() if each.config.get("bias") not in (None, "none")]
@@ -116,6 +133,23 @@ def judge(plan: FineTunePlan) -> Iterator[Finding]:
     if len(parameters) > 1:
         message = "Adapters with target_parameters must all have the same ones."
         yield finding("plan.adapters.options", message, option="target_parameters")
+
+
+def _heads(plan: FineTunePlan, types: list[str]) -> Iterator[Finding]:
+    """What stands against heads of the adapters' own, which PEFT keeps as copies of the base's (modules_to_save)."""
+    sizes = {name: len(one.data.labels) for name, one in plan.alone().items()}
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        message = f"PEFT copies one head for all adapters, so that it has as many labels for each: {shown}."
+        yield finding("plan.adapters.labels", message, labels=sizes)
+    headless = [each for each in types if "modules_to_save" not in methods.method(each).fields]
+    headless += [each for each in types if methods.method(each).prompt_learning and each not in headless]
+    if headless:
+        message = f"{headless[0]} does not keep a head apart from the base's for each of several adapters."
+        yield finding("plan.adapters.method", message, method=headless[0])
+    if len(types) > 1:
+        message = f"PEFT switches one head at a time, so that {' and '.join(types)} cannot be in use together."
+        yield finding("plan.adapters.mixed", message, types=types)
 
 
 def _method(name: str, method: Method, *, own: bool) -> Iterator[Finding]:

@@ -207,9 +207,10 @@ def _data(project: Path, wanted: plan.FineTunePlan) -> Iterator[Finding]:
     """Every row of every file as the scripts will take it: they stop at the first row that they cannot use."""
     from peftsmith.data import formats, normal
 
-    data = wanted.data
-    mapping = formats.Mapping.of_plan(data)
+    mapping = formats.Mapping.of_plan(wanted.data)
+    apart = wanted.alone()
     for split, name in wanted.splits().items():
+        data = apart[split.rpartition(".")[0]].data
         bad: list[str] = []
         count = rows = 0
         try:

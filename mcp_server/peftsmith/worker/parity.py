@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ RELOAD_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 1e-2
 MERGE_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 _BY_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
 _SHARE = 0.1  # of a number's own size, where that is larger
+_PROJECTION = re.compile(r"base_model\.[a-z]+_[AB]")
 _LOUD = 0.02  # root mean square of an amplified adapter's weight change: as large as the twin's own weights
 
 
@@ -164,7 +166,9 @@ def amplify(adapter: Path, target: Path, *, seed: int) -> None:
         _louder_lora(tensors, config, draw)
     else:
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and tensor.numel():
+            # Projections that VeRA and its like draw by a seed are not trained, and adapters of one base share them.
+            drawn = "save_projection" in config and _PROJECTION.fullmatch(name)
+            if tensor.is_floating_point() and tensor.numel() and not drawn:
                 size = max(_LOUD, _SHARE * float(tensor.float().pow(2).mean().sqrt()))
                 noise = size * torch.randn(tensor.shape, generator=draw)
                 tensors[name] = (tensor.float() + noise).to(tensor.dtype).contiguous()

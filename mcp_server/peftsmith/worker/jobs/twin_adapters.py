@@ -101,14 +101,33 @@ def _frozen(trained: Any, base: Path, dtype: Any, wanted: proofs.Wanted) -> dict
 
     body = trained.get_base_model()
     quantization = getattr(body.config, "quantization_config", None)
+    own = _put_heads_back(trained)
     if not trained.active_peft_config.is_prompt_learning:
         body = trained.unload()
     fresh = wanted.loader.load(base, dtype, quantization).state_dict()
     held = parity.in_float32(body).state_dict()
-    differing = [name for name, tensor in fresh.items() if name not in held or not torch.equal(held[name], tensor)]
+    differing = [
+        name
+        for name, tensor in fresh.items()
+        if not name.startswith(own) and (name not in held or not torch.equal(held[name], tensor))
+    ]
     if differing:
         raise Disproved("the base under this adapter is not the one on disk", differing=differing[:5])
     return {"tensors": len(fresh)}
+
+
+def _put_heads_back(trained: Any) -> tuple[str, ...]:
+    """Take trained copies of whole modules out of a model; the beginnings of their names. The base on disk has no such
+    head, so that each load starts another."""
+    from peft.utils import ModulesToSaveWrapper
+
+    names = []
+    for name, module in list(trained.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, child = name.rpartition(".")
+            setattr(trained.get_submodule(parent), child, module.original_module)
+            names.append(name.removeprefix("base_model.model.") + ".")
+    return tuple(names)
 
 
 def _use(book: Book, place: Place, wanted: dict[str, proofs.Wanted], seed: int, *, combines: bool) -> None:
@@ -140,7 +159,7 @@ def _use(book: Book, place: Place, wanted: dict[str, proofs.Wanted], seed: int, 
         else:
             book.skip("PEFT makes no exact sum of these adapters", "combine")
     with book.phase("generate"), book.check("generate") as seen:
-        seen |= _generated(place, adapters, names)
+        seen |= _generated(place, adapters, wanted)
     if not all(each.resumes for each in wanted.values()):
         book.skip("a method does not go on from a checkpoint", "resume")
         return
@@ -195,14 +214,16 @@ def _switched(place: Place, adapters: Path, names: list[str], wanted: proofs.Wan
     ids = parity.probe_ids(parity.vocabulary(body))
     parity.in_float32(model)
     base = parity.logits(wanted.loader.load(place.base, dtype, quantization), ids)
-    alone: dict[str | None, Any] = {None: base}
+    # A base without a head of its own has nothing to say by itself.
+    alone: dict[str | None, Any] = {} if wanted.loader.new_head else {None: base}
+    without = list(alone)
     for name in names:
         fresh = wanted.loader.load(place.base, dtype, quantization, as_it_is=True)
         alone[name] = parity.logits(parity.load_adapter(fresh, adapters / name), ids)
     effect = min(parity.difference(alone[name], base) for name in names)
     apart = min(parity.difference(alone[one], alone[other]) for one, other in pairwise(names))
     worst = 0.0
-    for chosen in [*names, None, *reversed(names)]:
+    for chosen in [*names, *without, *reversed(names)]:
         with infer.switched(model, chosen):
             worst = max(worst, parity.difference(parity.logits(model, ids), alone[chosen]))
     seen = {"largest_difference": worst, "adapter_effect": effect, "adapters_apart": apart, "wrappers": len(wrappers)}
@@ -257,19 +278,44 @@ def _combined(place: Place, adapters: list[Path], wanted: proofs.Wanted) -> dict
     return seen
 
 
-def _generated(place: Place, adapters: Path, names: list[str]) -> dict[str, Any]:
-    """infer.py's answers: to one prompt, and to lines of requests for every adapter, the base, and one that is none."""
-    common = ["--base", str(place.base), "--adapters", str(adapters), "--max-new-tokens", "4"]
-    asked = ["--adapter", names[0], "--prompt", "Hello, who are you?"]
+def _generated(place: Place, adapters: Path, wanted: dict[str, proofs.Wanted]) -> dict[str, Any]:
+    """infer.py's answers: to one question, and to lines of requests for every adapter, the base (where it can answer
+    alone), and one that is none."""
+    names, loader = list(wanted), next(iter(wanted.values())).loader
+    question = _question(loader)
+    common = ["--base", str(place.base), "--adapters", str(adapters)]
+    common += [] if loader.new_head else ["--max-new-tokens", "4"]
+    asked = ["--adapter", names[0], *(word for name, text in question.items() for word in (f"--{name}", text))]
     one = scripts.run_main(place.project, "infer", [*common, *asked])
-    requests = [{"adapter": name, "prompt": "Hello, who are you?"} for name in [*names, None, "no-such-adapter"]]
+    requests = [{"adapter": name, **question} for name in [*names, None, "no-such-adapter"]]
     with _standard_input("".join(json.dumps(each) + "\n" for each in requests)):
         answers = scripts.run_main(place.project, "infer", common)
-    if not isinstance(one, list) or not isinstance(answers, list) or len(answers) != len(names) + 1:
+    served = len(names) + (0 if loader.new_head else 1)
+    if not isinstance(one, list) or not isinstance(answers, list) or len(answers) != served:
         raise Disproved("infer.py's main() did not return an answer for each request that it could serve")
     if one[:1] != answers[:1]:
-        raise Disproved("an adapter answers otherwise in a stream of requests than to a single prompt")
+        raise Disproved("an adapter answers otherwise in a stream of requests than to a single one")
+    for name, answer in zip(names, answers, strict=False):
+        _check_answer(answer, wanted[name], question)
     return {"answers": len(answers), "characters": [len(each) for each in answers]}
+
+
+def _question(loader: parity.Loader) -> dict[str, str]:
+    """What infer.py is asked, by the names of its options."""
+    text = "Hello, who are you?"
+    if loader.points:
+        return {"question": text, "context": "The parcel never came, and the money was taken twice."}
+    return {"text" if loader.labels else "prompt": text}
+
+
+def _check_answer(answer: Any, wanted: proofs.Wanted, question: dict[str, str]) -> None:
+    """A label, or a tag for each word, of this adapter's own; a part of the context."""
+    labels = wanted.plan["data"]["labels"] if wanted.loader.labels else []
+    named = {answer} if isinstance(answer, str) else {tag for _, tag in answer}
+    if labels and not (named and named <= set(labels)):
+        raise Disproved("infer.py's main() did not return labels of the adapter's own", returned=str(answer)[:100])
+    if wanted.loader.points and answer not in question["context"]:
+        raise Disproved("infer.py's main() did not return a part of the context", returned=str(answer)[:100])
 
 
 @contextmanager
