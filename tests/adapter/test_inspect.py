@@ -245,6 +245,7 @@ def test_chunks_do_not_change_the_count(tmp_path, monkeypatch):
     assert weights.look(tmp_path, tensor).not_finite == 4
 
 
+@pytest.mark.slow
 def test_forty_megabytes_take_about_a_second(tmp_path):
     block = noise((1024, 16), "BF16")[2] * 20
     tensors = {}

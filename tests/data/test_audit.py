@@ -266,6 +266,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_planted_in_the_template(tmp_path, tiny_model, name, monkeypatch):
     monkeypatch.setattr("peftsmith.data.templating.BATCH_SECONDS", 2.0)

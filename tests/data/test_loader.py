@@ -61,6 +61,7 @@ def test_prints_do_not_stand_among_the_rows_and_secrets_stay_here(tmp_path, monk
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "word"),
     [

@@ -232,6 +232,7 @@ def varied(row, number):
     return json.loads(text)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     picks=st.lists(st.tuples(st.integers(0, len(MIXED) - 1), st.integers(0, 6)), min_size=1, max_size=40),
@@ -313,6 +314,7 @@ def test_one_row_is_for_training(tmp_path):
     assert "data.split.empty" in {finding.id for finding in done.findings}
 
 
+@pytest.mark.slow
 def test_rows_cost_little_memory(tmp_path):
     """What each of 10,000 rows adds to the peak: a million may take 1.5 GiB, so that each may add 1.5 KiB."""
     script = (

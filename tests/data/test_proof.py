@@ -152,6 +152,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_end_in_a_finding_and_reach_no_trainer(tmp_path, tiny_model, monkeypatch, name):
     from peftsmith.data import templating

@@ -53,6 +53,7 @@ def test_broken_lines_do_not_hide_the_others(tmp_path):
     assert rows[9].fault == "nested too deeply"
 
 
+@pytest.mark.slow
 def test_a_200_mb_line_is_a_fault_and_not_memory(tmp_path):
     path = tmp_path / "rows.jsonl"
     with path.open("wb") as stream:
@@ -173,6 +174,7 @@ def test_csv_header(tmp_path, header):
         rows_of(write(tmp_path, header, "rows.csv"))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
@@ -188,6 +190,7 @@ def test_any_bytes_give_rows_or_faults(tmp_path, pieces):
     assert all(piece in good for piece in pieces if isinstance(piece, dict))
 
 
+@pytest.mark.slow
 def test_a_line_of_200_megabytes_costs_one_row(tmp_path):
     """A sparse file: 200 MB of NUL bytes as one line, between two good ones."""
     path = tmp_path / "rows.jsonl"

@@ -360,6 +360,7 @@ def test_damaged_anywhere_is_an_error_or_faults_never_a_crash(tmp_path, name):
     assert (done.returncode, done.stdout.strip()) == (0, "150"), done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_at_least_as_fast_as_json_lines(tmp_path):
     text = "some words of a text that is neither short nor long, and the like of which chats are full. "
     rows = [

@@ -48,6 +48,7 @@ def short_limits(monkeypatch):
     monkeypatch.setattr(templating, "BATCH_SECONDS", 2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOPPED)
 def test_limits(name):
     template = Template(STOPPED[name], {})
@@ -94,6 +95,7 @@ def test_a_stopped_template_can_be_asked_again():
     assert template.render([([{"role": "user", "content": "a"}], False)]) == ["ok"]
 
 
+@pytest.mark.slow
 def test_slow_on_every_row_ends_by_the_total(monkeypatch):
     monkeypatch.setattr(templating, "TOTAL_SECONDS", 0.5)
     template = Template("{% for i in range(90000) %}{% for j in range(20) %}{% endfor %}{% endfor %}", {})

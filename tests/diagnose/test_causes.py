@@ -148,6 +148,7 @@ def test_a_run_is_judged_with_its_own_plan(tmp_path):
     assert causes.diagnose(tmp_path, run_id=run.id, log=None).findings == []
 
 
+@pytest.mark.slow
 def test_long_hostile_logs_take_no_time(tmp_path):
     draw = random.Random(0)
     pieces = ["Target module ", "Target modules ", "size mismatch for ", "{'loss': 1.", "Cannot merge "]

@@ -126,6 +126,7 @@ def test_a_missing_part_blocks_and_the_switch_still_works(tmp_path):
     assert run(harmless, root=tmp_path).returncode == 2  # the patterns are missing
 
 
+@pytest.mark.slow
 def test_an_input_that_never_ends_is_blocked_in_time():
     command = COMMAND.replace('secret_guard.py" 8', 'secret_guard.py" 1')
     assert command != COMMAND

@@ -107,6 +107,7 @@ def test_recursion_and_endless_code_end():
     assert "too long" in walked.unread[0][1].what
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_any_text_is_read_or_named_as_unreadable(text):
     read = source.script("any.py", text)

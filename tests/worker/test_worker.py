@@ -125,6 +125,7 @@ def test_a_killed_child_is_reported_with_its_last_words_and_the_worker_goes_on(e
     assert client.call(environment, "signatures", CALLS, timeout=20)["checked"] == 2
 
 
+@pytest.mark.slow
 def test_a_late_job_is_killed_with_its_children(environment, shell):
     with pytest.raises(client.JobFailed, match="did not end within 1 s"):
         client.call(environment, "signatures", {"calls": {"trl.slow.x": []}}, timeout=1)
@@ -146,6 +147,7 @@ def test_a_client_that_hangs_up_takes_its_job_with_it(environment, shell):
     wait_until(lambda: not alive(grandchild))
 
 
+@pytest.mark.slow
 def test_it_ends_when_idle_and_starts_again_when_needed(environment, monkeypatch):
     monkeypatch.setenv("PEFTSMITH_WORKER_IDLE_SECONDS", "0.3")
     client.call(environment, "signatures", CALLS, timeout=20)
@@ -156,6 +158,7 @@ def test_it_ends_when_idle_and_starts_again_when_needed(environment, monkeypatch
     assert worker_pid(environment) != pid
 
 
+@pytest.mark.slow
 def test_four_clients_at_once_share_one_worker(environment):
     answers, pids = [], []
 
