@@ -44,7 +44,8 @@ class DataFile(BaseModel):
 class Lock(BaseModel):
     """`files` maps each generated file to its sha256 as generated, `checked` to that at the last successful check.
 
-    `device` is what was planned for: {"kind", "capability"} (a CUDA GPU's, or null); null in locks of before.
+    `device` is what was planned for: {"kind", "capability" (a CUDA GPU's, or null), "name" (a GPU's that was named, or
+    null)}; null in locks of before. `seconds` is how long the training would take on it, {"low", "likely", "high"}.
     `proofs` maps a proof's name (vet, twin) to what it saw; `digest` is None until a check passed.
     """
 
@@ -59,6 +60,7 @@ class Lock(BaseModel):
     interpreter: str | None
     device: dict[str, Any] | None = None
     estimate: dict[str, Any]
+    seconds: dict[str, int] | None = None
     why: dict[str, Why]
     files: dict[str, str]
     checked: dict[str, str] = {}

@@ -102,6 +102,7 @@ def _make(project: Path, wish: Wish, searching: Future[list[Environment]]) -> Ma
     usable = environment.best(working) if working else None
     sources = document.sources(made, wish)
     device = _device(situation, wish.gpu)
+    others = alternatives.compare(body, advice, measured.rows, device, serving=intent.serving, gpu=gpu)
     locked = lock.Lock(
         peftsmith=__version__,
         plan_sha256=files.sha256_text(text),
@@ -109,12 +110,12 @@ def _make(project: Path, wish: Wish, searching: Future[list[Environment]]) -> Ma
         data=writing.data_files(made, sources),
         versions={name: found for name, found in usable.versions.items() if found} if usable else {},
         interpreter=usable.interpreter if usable else None,
-        device={"kind": device.kind, "capability": device.capability},
+        device={"kind": device.kind, "capability": device.capability, "name": gpu.name if gpu else None},
         estimate=advice.fit.estimate.to_json(),
+        seconds=others[0].get("seconds"),
         why=advice.why,
         files={},
     )
-    others = alternatives.compare(body, advice, measured.rows, device, serving=intent.serving, gpu=gpu)
     asked = _questions(situation, intent, questions.Outcome(_values(made), _alarms(judged)))
     writing.write(project, text, locked, sources)
     findings = [*_notable(body, made), *measured.findings, *judged]

@@ -21,7 +21,7 @@ from peftsmith.lock import Lock
 from peftsmith.plan import LABELLED, FineTunePlan
 from peftsmith.plan_method import Method
 from peftsmith.plan_parts import Data
-from peftsmith.project import literal, requirements, settings, together
+from peftsmith.project import costs, literal, requirements, settings, together
 
 _PLAIN_FILES = {
     "progress.py": "progress.py.j2",
@@ -154,6 +154,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
         "own_forward": own_forward,
         **_step_facts(plan, own_forward),
+        "costs": costs.expected(plan, lock),
     }
 
 
