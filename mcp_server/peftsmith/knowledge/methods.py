@@ -46,8 +46,9 @@ class Method:
     `unmerged` or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on` are model types that
     it fails on, `only_on` the only ones, `fails_quantised` those it fails on when quantised; `widens` are bits of a
     quantised base on which its layers answer in float32, `adds_in_place` those on which layers with a bias fail,
-    `tasks` PEFT's task types. `own_forward`: TRL's fused head does not reach its loss. `packs`: rows of one sequence
-    stay apart. `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (twin_head).
+    `takes_conv1d`: it adapts GPT-2's transposed layers. `tasks` are PEFT's task types. `own_forward`: TRL's fused head
+    does not reach its loss. `packs`: rows of one sequence stay apart.
+    `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (twin_head).
     `by_task` names the field that counts the tasks of a method which is told the task of every row.
     `alters_base` are values of init_lora_weights that change the base, `only_converted` those of them whose adapter
     loads only after it was turned into plain LoRA, `unconverted` options that stand against that (starts.py).
@@ -93,6 +94,7 @@ class Method:
     fails_quantised: tuple[str, ...] = ()
     widens: tuple[int, ...] = ()
     adds_in_place: tuple[int, ...] = ()
+    takes_conv1d: bool = True
     unsupported: str | None = None
     note: str = ""
 

@@ -1,8 +1,8 @@
 """Do method, task, base model and quantisation go together? What does not is refused before a file is written.
 
-Knows: the combinations that PEFT, transformers or bitsandbytes cannot do, from knowledge/methods.toml and the list of
-model types that have a class for a task.
-Does not know: whether a plan is wise (advise/rules.py), or whether its scripts work (vet.py, twin.py).
+Knows: what a method cannot do on any base, from knowledge/methods.toml, and what the planned device cannot do.
+Does not know: what it cannot do on this base (fitness_base.py), whether a plan is wise (advise/rules.py), or whether
+its scripts work (vet.py, twin.py).
 """
 
 from __future__ import annotations
@@ -15,25 +15,12 @@ from peftsmith import files
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods, packing, starts
 from peftsmith.lock import Lock
-from peftsmith.model import catalogue
 from peftsmith.plan import FineTunePlan
 from peftsmith.plan_method import Method
-from peftsmith.project import together
+from peftsmith.project import fitness_base, together
 
 _HEADS = ("lm_head", "embed_out")
-# PEFT refuses out_proj and conv1d of these types (tuners_utils.py, _check_lora_target_modules_mamba) to these methods.
-_STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-_CHECKED = ("LORA", "ADALORA", "RANDLORA")
 _FIRST_WITH_BF16 = (8, 0)  # Ampere
-# transformers 5.23: DeBERTa fills its attention mask with the lowest number of float32, whatever it computes in.
-_ONLY_FLOAT32 = ("deberta",)
-# Mamba multiplies with the weight of dt_proj itself, which bitsandbytes holds packed.
-_NOT_QUANTISED = ("mamba",)
-# Layers whose weights the model reads without calling them, or whose answer is no single tensor.
-_PAST_ADAPTERS = {
-    **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",)),
-    **dict.fromkeys(("llama4", "llama4_text", "phimoe"), ("router",)),
-}
 
 
 def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
@@ -61,18 +48,16 @@ def _judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding
     found = [*_method(plan), *_quantization(plan), *_step_of_method(plan)]
     if config is None:
         return [*found, *_unchecked(plan)]
-    model_type = str(config.get("model_type"))
-    return [
-        *found,
-        *_architecture(plan, model_type),
-        *_tied_tokens(plan, config),
-        *_replication(plan, config),
-        *_step_of_architecture(plan, model_type),
-    ]
+    return [*found, *fitness_base.judge(plan, config)]
 
 
 def on_device(plan: FineTunePlan, device: Mapping[str, Any] | None) -> list[Finding]:
     """What the device that was planned for (the lock's) cannot do; nothing where it is not known."""
+    quantization = plan.method.quantization
+    in_8_bits = quantization is not None and quantization.bits == 8
+    if (device or {}).get("kind") == "cpu" and plan.method.config.get("use_dora") and in_8_bits:
+        message = "DoRA on a base in 8 bits trains on a GPU only: on a processor PEFT 0.21.2 loses the base's scales."
+        return [finding("plan.method.option", message, option="use_dora")]
     capability = (device or {}).get("capability")
     if plan.training.precision != "bf16" or not capability or tuple(capability) >= _FIRST_WITH_BF16:
         return []
@@ -117,7 +102,7 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
     if files_of_corda:
         message = f"CorDA reads {files_of_corda[0]} with torch.load, which may run code; leave it out."
         yield finding("plan.method.option", message, option="corda_config")
-    clashes = _against_parameters(plan)
+    clashes = fitness_base.against_parameters(plan)
     if method.config.get("target_parameters") and clashes:
         message = f"target_parameters does not go with {' or '.join(clashes)}."
         yield finding("plan.method.parameters", message, options=clashes)
@@ -168,21 +153,6 @@ def _loftq(method: Method) -> Iterator[Finding]:
         yield finding("plan.method.option", message, option="loftq_config")
 
 
-def _replication(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Ranges of layers that the base has, on a type whose layers PEFT repeats."""
-    ranges, model_type = plan.method.config.get("layer_replication"), str(config.get("model_type"))
-    if not ranges or plan.method.full:
-        return
-    layers = config.get("num_hidden_layers")
-    wrong = [each for each in ranges if len(each) != 2 or not 0 <= each[0] < each[1] <= (layers or each[1])]
-    if model_type not in methods.method(plan.method.peft_type).replicates:
-        message = f"PEFT 0.21.2 does not repeat the layers of {model_type} so that they compute as they should."
-        yield finding("plan.method.option", message, option="layer_replication")
-    elif wrong:
-        message = f"{wrong[0]} is no range of layers: [first, behind the last] within the base's {layers or 'layers'}."
-        yield finding("plan.method.option", message, option="layer_replication")
-
-
 def _part(method: Method, option: str) -> Mapping[str, Any]:
     """A configuration inside the method's own, empty where the plan has none."""
     value = method.config.get(option)
@@ -206,22 +176,6 @@ def _step_of_method(plan: FineTunePlan) -> Iterator[Finding]:
         yield finding("plan.patience.method", message, method=known.name)
 
 
-def _step_of_architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
-    if plan.training.packing.startswith("bfd"):
-        apart = packing.keeps_apart(model_type)
-        if apart is None:
-            yield finding("plan.packing.untried", model_type=model_type)
-        elif apart is not True:
-            reason = apart or "packed rows see each other through its layers"
-            message = f"{model_type}: {reason}"
-            yield finding(
-                "plan.packing.kernel" if apart else "plan.packing.architecture", message, model_type=model_type
-            )
-    if plan.training.loss_path == "labelled" and packing.labelled(model_type) is False:
-        message = f"{model_type} models do not give logits at chosen positions alone, or add a loss of their own."
-        yield finding("plan.loss.labelled", message, model_type=model_type)
-
-
 def _quantization(plan: FineTunePlan) -> Iterator[Finding]:
     method = plan.method
     if method.quantization is None or method.full:
@@ -239,108 +193,6 @@ def _quantization(plan: FineTunePlan) -> Iterator[Finding]:
     if init.startswith(("pissa", "mica", "corda", "lora_ga")):
         message = f"{init} decomposes a 16-bit base; it cannot start from a quantised one."
         yield finding("plan.method.option", message, option="init_lora_weights")
-
-
-def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
-    has = methods.supports(plan.task_type, model_type)
-    if has is False:
-        message = f"transformers has no {model_type} model for {plan.task} ({plan.task_type})."
-        yield finding("plan.task.architecture", message, model_type=model_type, task=plan.task)
-    if model_type in _ONLY_FLOAT32 and plan.training.precision != "fp32":
-        message = f"{model_type} models do not run in {plan.training.precision}."
-        yield finding("plan.precision.architecture", message, model_type=model_type)
-    if plan.method.full:
-        return
-    if model_type in _NOT_QUANTISED and plan.method.quantization:
-        message = f"{model_type} models do not run on weights that bitsandbytes has packed."
-        yield finding("plan.quantization.architecture", message, model_type=model_type)
-    if plan.method.config.get("init_lora_weights") == "olora" and _modules(model_type, "conv1d"):
-        message = f"PEFT 0.21.2 decomposes the Conv1D layers of {model_type} the wrong way round for OLoRA; take pissa."
-        yield finding("plan.method.option", message, option="init_lora_weights")
-    yield from _targets(plan, model_type)
-    clashes = [] if plan.method.config.get("target_parameters") else _against_parameters(plan)
-    if model_type == "mixtral" and plan.method.target_modules == "all-linear" and clashes:
-        message = f"PEFT adapts mixtral's experts as parameters, which does not go with {' or '.join(clashes)}."
-        yield finding("plan.method.parameters", message, options=clashes)
-    known = methods.method(plan.method.peft_type)
-    if plan.task_type not in known.tasks:
-        return  # refused already, whatever the architecture
-    if model_type in known.fails_on or (known.only_on and model_type not in known.only_on):
-        message = f"{known.name} does not work on {model_type} models."
-        yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
-    if model_type in known.fails_quantised and plan.method.quantization:
-        message = f"{known.name} does not train on a quantised {model_type} model."
-        yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
-    elif plan.method.quantization and plan.method.quantization.bits in known.adds_in_place and _has_bias(model_type):
-        message = f"{known.name} does not train on {model_type} in {plan.method.quantization.bits} bits: it has biases."
-        yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
-    elif _widens(plan, known) and _has_layer_norm(model_type):
-        message = f"{known.name} on a quantised {model_type} model gives its LayerNorms float32: train in fp32."
-        yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
-
-
-def _widens(plan: FineTunePlan, known: methods.Method) -> bool:
-    """Do the method's layers answer in float32 though the plan computes in 16 bits?"""
-    quantization = plan.method.quantization
-    return quantization is not None and quantization.bits in known.widens and plan.training.precision != "fp32"
-
-
-def _modules(model_type: str, *kinds: str) -> list[list[Any]]:
-    """[kind, class, shapes by parameter] of every such module in the layers of any of the type's classes."""
-    entries = [catalogue.entry(model_type, task) for task in catalogue.tasks(model_type)]
-    named = [(name, module) for entry in entries if entry for name, module in entry["modules"].items()]
-    return [module for name, module in named if "|" in name and module[0] in kinds]
-
-
-def _has_layer_norm(model_type: str) -> bool:
-    """A norm that, unlike RMSNorm, takes no input of another type than its weights; True where it is not known."""
-    norms = {module[1] for module in _modules(model_type, "norm")}
-    return not norms or "LayerNorm" in norms
-
-
-def _has_bias(model_type: str) -> bool:
-    """A linear layer with a bias; True where it is not known."""
-    linear = _modules(model_type, "linear", "conv1d")
-    return not linear or any("bias" in module[2] for module in linear)
-
-
-def _tied_tokens(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """On tied embeddings PEFT wraps the head as well, and then TRL (sft_trainer.py) does not begin."""
-    if plan.method.peft_type != "TRAINABLE_TOKENS" or plan.task_type != "CAUSAL_LM":
-        return
-    model_type, tied = str(config.get("model_type")), config.get("tie_word_embeddings")
-    if tied is None:
-        entry = catalogue.entry(model_type, "causal-lm")
-        tied = bool(entry and entry["tied"])
-    if tied:
-        message = (
-            "TRL does not train TRAINABLE_TOKENS on a base whose embeddings and head are one; LORA with "
-            "method.config.trainable_token_indices trains the same tokens there."
-        )
-        yield finding("plan.method.architecture", message, method="TRAINABLE_TOKENS", model_type=model_type)
-
-
-def _against_parameters(plan: FineTunePlan) -> list[str]:
-    """Options that LoRA does not have on experts, which are parameters and no layers."""
-    options = [name for name in ("use_dora", "lora_bias", "alora_invocation_tokens") if plan.method.config.get(name)]
-    return [*options, "dropout"] if plan.method.dropout else options
-
-
-def _targets(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
-    """Modules that PEFT refuses or that the model reads past an adapter (its weights only, or as a tuple)."""
-    method = plan.method
-    targets, excluded = method.target_modules, method.config.get("exclude_modules") or []
-    refused = ("out_proj", "conv1d") if model_type in _STATE_SPACE and method.peft_type in _CHECKED else ()
-    never = (*refused, *_PAST_ADAPTERS.get(model_type, ()))
-    linear = [name for name in never if name != "conv1d"]
-    named = linear if targets == "all-linear" else targets if isinstance(targets, list) else []
-    wrong = [name for name in named if name in never and name not in excluded]
-    if wrong:
-        message = (
-            f"No adapter works on {', '.join(wrong)} of {model_type} models; {targets!r} includes it. "
-            "Name other targets, or leave it out with method.config.exclude_modules."
-        )
-        yield finding("plan.method.targets", message, model_type=model_type, modules=wrong)
 
 
 def _unchecked(plan: FineTunePlan) -> Iterator[Finding]:

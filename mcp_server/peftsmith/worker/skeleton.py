@@ -172,10 +172,15 @@ def _heads(text: Any, head: int) -> int:
 
 
 def _linear_attention(text: Any, head: int) -> None:
-    """Heads of a gated delta net: fewer and narrower, in the same ratio of values to keys."""
+    """Heads of a gated delta net: fewer and narrower, in the same ratio of values to keys.
+
+    Some of its layers are as wide as it has heads, so that these are a multiple of `head` where the real ones are.
+    """
     keys, values = getattr(text, "linear_num_key_heads", None), getattr(text, "linear_num_value_heads", None)
     if keys and values:
-        text.linear_num_key_heads, text.linear_num_value_heads = 2, 2 * min(max(values // keys, 1), 4)
+        ratio = min(max(values // keys, 1), 4)
+        few = 2 if values % head else max(2, head // ratio)
+        text.linear_num_key_heads, text.linear_num_value_heads = few, few * ratio
         _set(text, head, "linear_key_head_dim", "linear_value_head_dim")
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftsmith.worker import parity, proofs, scripts, skeleton
+from peftsmith.worker import eight_bits, parity, proofs, scripts, skeleton
 from peftsmith.worker.book import Book, Disproved
 from peftsmith.worker.child import Report
 
@@ -54,6 +54,8 @@ def prove(arguments: dict[str, Any], report: Report, stages: Stages) -> dict[str
     loader = parity.Loader(stated.pop("model_class"), tuple(stated.pop("labels")), stated.pop("key_mapping"))
     wanted, book = proofs.Wanted(plan=arguments["plan"], loader=loader, **stated), Book(report)
     _keep_inside(work)
+    if eight_bits.concerns(wanted.plan):
+        eight_bits.keep_scales()
     before = scripts.listing(project)
     base, model = work / "base", None
     with book.phase("build"), book.check("build") as seen:
@@ -210,6 +212,8 @@ def swapped_for(trainer: Any, plan: dict[str, Any]) -> list[str]:
     attention, actual = plan["training"]["attention"], trainer.model.config._attn_implementation
     if attention not in ("auto", actual):
         swapped.append(f"attention {attention} (the processor used {actual})")
+    if eight_bits.concerns(plan):
+        swapped.append(eight_bits.SWAPPED)
     if plan["training"]["compile"] and not trainer.args.torch_compile:
         swapped.append("compiling (switched off on the processor)")
     return swapped
@@ -236,7 +240,7 @@ def reloaded(memory: Any, base: Path, result: Path, wanted: proofs.Wanted) -> di
         raise Disproved("the trained adapter changes no logit", **seen)
     # A weight from which the adapter was taken is rounded to 16 bits once more, and the saved adapter cannot know how.
     rounded = rounded or (wanted.converts and dtype.itemsize < 4)
-    tolerance = parity.ROUNDED_TOLERANCE if rounded else parity.RELOAD_TOLERANCE
+    tolerance = parity.reload_tolerance(rounded, in_8_bits=bool(getattr(quantization, "load_in_8bit", False)))
     if not actual <= tolerance * effect + 5e-6 * float(expected.abs().max()):
         raise Disproved("the reloaded adapter does not say what the trained model said", **seen)
     return seen
