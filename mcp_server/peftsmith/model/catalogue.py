@@ -41,6 +41,12 @@ def tasks(model_type: str) -> tuple[str, ...]:
     return tuple(task for task in TASKS if f"{model_type}:{task}" in _lines())
 
 
+def has_experts(model_type: str) -> bool:
+    """Has a language model of this type experts of which some are chosen for each token? False for unknown types."""
+    known = entry(model_type, "causal-lm")
+    return known is not None and any(module[0] == "experts" for module in known["modules"].values())
+
+
 def types() -> tuple[str, ...]:
     """Every model type of the catalogue."""
     return tuple(sorted({key.partition(":")[0] for key in _lines()}))

@@ -110,6 +110,9 @@ def _step_of_architecture(plan: FineTunePlan, model_type: str) -> Iterator[Findi
 
 def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     has = methods.supports(plan.task_type, model_type)
+    if has is None and model_type != "None" and not plan.base.trust_remote_code:
+        message = f"transformers {methods.versions()['transformers']} knows no model type {model_type}."
+        yield finding("plan.task.architecture", message, model_type=model_type, task=plan.task)
     if has is False:
         message = f"transformers has no {model_type} model for {plan.task} ({plan.task_type})."
         yield finding("plan.task.architecture", message, model_type=model_type, task=plan.task)

@@ -18,6 +18,7 @@ from peftsmith import assets, files
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods, starts
 from peftsmith.lock import Lock
+from peftsmith.model import catalogue
 from peftsmith.plan import LABELLED, FineTunePlan
 from peftsmith.plan_method import Method
 from peftsmith.plan_parts import Data
@@ -62,6 +63,8 @@ MODEL_CLASSES = {
 # TRL 1.16 reads num_experts for the router's loss, which these configurations do not have.
 _WITHOUT_ROUTER_LOSS = ("granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "llama4", "llama4_text",
                         "deepseek_v4")  # fmt: skip
+# Their attention mask is longer than the tokens for which experts were chosen.
+_PREFIXES = ("PREFIX_TUNING", "CARTRIDGE")
 # Here TRL's fused head takes the whole model for its body; the model's own loss works.
 _OWN_LOSS = ("llama4", "llama4_text")
 # The columns of a format that data.columns can rename.
@@ -134,7 +137,7 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "reader": readers.pop(),
         "has_test": bool(first.data.test or first.data.eval),
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
-        "router_loss": lock.base.get("model_type") not in _WITHOUT_ROUTER_LOSS,
+        "without_router_loss": _without_router_loss(plan, str(lock.base.get("model_type"))),
         "torch_version": requirements.torch_version(),
         "body_renamed": _body_renamed(plan, str(lock.base.get("model_type"))),
         "reports_loading": task["kind"] == "answers"
@@ -156,6 +159,15 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         **_step_facts(plan, own_forward),
         "costs": costs.expected(plan, lock),
     }
+
+
+def _without_router_loss(plan: FineTunePlan, model_type: str) -> str | None:
+    """Why the trainer's own loss for balanced experts stays off; None where it may be on."""
+    if model_type in _WITHOUT_ROUTER_LOSS:
+        return "does not know this architecture"
+    if plan.method.peft_type in _PREFIXES and catalogue.has_experts(model_type):
+        return "does not count a learnt prefix"
+    return None
 
 
 def _alters_base(plan: FineTunePlan) -> bool:

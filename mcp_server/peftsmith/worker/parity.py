@@ -24,16 +24,22 @@ _PROJECTION = re.compile(r"base_model\.[a-z]+_[AB]")
 _LOUD = 0.02  # root mean square of an amplified adapter's weight change: as large as the twin's own weights
 
 
-def reload_tolerance(rounded: bool, *, in_8_bits: bool) -> float:
+def reload_tolerance(*, rounded: bool, in_steps: bool) -> float:
     """How far logits may differ after reloading, as a share of the adapter's effect.
 
     Reloading changes nothing, so that only the order of float32 sums may differ. But a prompt that is trained in 16
-    bits (`rounded`) is saved as the rounded sum of its parts, in steps of 0.4 %; and a base in 8 bits rounds what its
-    layers are given to 0.8 %, by which two values that nearly agree may part.
+    bits (`rounded`) is saved as the rounded sum of its parts, in steps of 0.4 %; and where the base answers `in_steps`,
+    values that nearly agree part: in 8 bits its layers' inputs are rounded to 0.8 %, and another expert may be chosen.
     """
     if not rounded:
         return 1e-3
-    return 3e-2 if in_8_bits else 1e-2
+    return 1e-1 if in_steps else 1e-2
+
+
+def chooses_experts(model: Any) -> bool:
+    """Are there experts among which each token's are chosen?"""
+    text = model.config.get_text_config()
+    return any(getattr(text, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
 
 
 def probe_ids(vocab: int, tokens: Sequence[int] = ()) -> Any:

@@ -156,13 +156,13 @@ def _heads(text: Any, head: int) -> int:
     old_rotary = _head_dim(text)
     heads = _first(text, "num_attention_heads", "num_heads") or 4
     old_hidden = _first(text, "hidden_size", "d_model")
-    small, kv_heads = small_heads(heads, getattr(text, "num_key_value_heads", None))
+    small, kv_heads = small_heads(heads, _first(text, "num_key_value_heads", "num_kv_heads"))
     width = old_hidden / (heads * old_rotary) if old_rotary else 1.0  # 1.0 unless the head size is explicit
     hidden = max(2 * head, round(small * width) * head)
     _set(text, hidden, "hidden_size", "d_model", "embedding_size", "word_embed_proj_dim", "pooler_hidden_size",
          "attention_hidden_size", "cross_attention_hidden_size")  # fmt: skip
     _set(text, small, "num_attention_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
-    _set(text, kv_heads, "num_key_value_heads")
+    _set(text, kv_heads, "num_key_value_heads", "num_kv_heads")
     _set(text, head, "head_dim", "d_head")
     rope = getattr(text, "rope_parameters", None) or {}
     for key, value in rope.items():

@@ -240,7 +240,8 @@ def reloaded(memory: Any, base: Path, result: Path, wanted: proofs.Wanted) -> di
         raise Disproved("the trained adapter changes no logit", **seen)
     # A weight from which the adapter was taken is rounded to 16 bits once more, and the saved adapter cannot know how.
     rounded = rounded or (wanted.converts and dtype.itemsize < 4)
-    tolerance = parity.reload_tolerance(rounded, in_8_bits=bool(getattr(quantization, "load_in_8bit", False)))
+    steps = bool(getattr(quantization, "load_in_8bit", False)) or parity.chooses_experts(body)
+    tolerance = parity.reload_tolerance(rounded=rounded, in_steps=steps)
     if not actual <= tolerance * effect + 5e-6 * float(expected.abs().max()):
         raise Disproved("the reloaded adapter does not say what the trained model said", **seen)
     return seen

@@ -231,7 +231,7 @@ def _switched(place: Place, adapters: Path, names: list[str], wanted: proofs.Wan
         raise Disproved("infer.py wraps the base more than once", **seen)
     if not min(effect, apart) > 0:
         raise Disproved("two adapters, or an adapter and the base, say the same: switching cannot be seen", **seen)
-    if not worst <= parity.reload_tolerance(rounded=False, in_8_bits=False) * min(effect, apart) + 1e-6 * float(
+    if not worst <= parity.reload_tolerance(rounded=False, in_steps=False) * min(effect, apart) + 1e-6 * float(
         base.abs().max()
     ):
         raise Disproved("an adapter that infer.py switches to does not say what it says alone", **seen)
