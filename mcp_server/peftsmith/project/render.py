@@ -330,6 +330,7 @@ def _methods_facts(plan: FineTunePlan) -> dict[str, Any]:
     return {
         "merges": any(facts["merges"] for facts in each.values()),
         "resumes": all(facts["resumes"] for facts in each.values()),
+        "adalora": any(facts["method_name"] == "ADALORA" for facts in each.values()),
         "adapter_methods": [{"name": name, **facts} for name, facts in each.items()],
         "config_classes": sorted({facts["config_class"] for facts in each.values() if facts["config_class"]}),
     }
