@@ -34,7 +34,7 @@ from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.machine import environment as environments
 
-COUNT = 216  # nine shards of 24, and 18 plans of several adapters, two in each
+COUNT = 239  # with the 22 plans of several adapters nine shards of 29
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 Results = dict[str, dict[str, Any]]
 

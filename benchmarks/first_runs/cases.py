@@ -141,9 +141,18 @@ def _each_once(supported: list[str]) -> Iterator[Case]:
     experts = {"target_parameters": facts()["targets"]["experts"]}
     yield combination("mixtral", "chat", {"rank": 4, "alpha": 8, "target_modules": None, "config": experts})
     yield combination("qwen3_moe", "text", {"rank": 4, "alpha": 8, "target_modules": ["q_proj"], "config": experts})
+    yield from map(_found, facts()["found"])
     for place, model_type in enumerate(kinds()):
         possible = tasks(model_type)
         yield combination(model_type, possible[place % len(possible)], method("LORA", model_type))
+
+
+def _found(entry: Mapping[str, Any]) -> Case:
+    """`type`, `task`, `method`, and what differs from its usual `options`, `training` and `config`."""
+    chosen = method(entry["method"], entry["type"])
+    chosen |= {"config": {**chosen.get("config", {}), **entry["options"]}} if "options" in entry else {}
+    chosen |= {"quantization": facts()["quantizations"][entry["quantization"]]} if "quantization" in entry else {}
+    return combination(entry["type"], entry["task"], chosen, entry.get("training"), config=entry.get("config"))
 
 
 def _tied() -> Iterator[Case]:
