@@ -286,7 +286,7 @@ def test_a_mixture_is_drawn_by_its_weights_and_proven(environment, tmp_path, tin
 def test_what_is_said_of_sharing_a_base_is_known_of_every_method():
     mixed = [name for name in methods.names() if methods.method(name).mixed]
     assert mixed == ["ADALORA", "LOHA", "LOKR", "LORA", "OFT"]
-    alone = ["ADAPTION_PROMPT", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW"]
+    alone = ["ADAPTION_PROMPT", "FROD", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW"]
     assert [name for name in methods.names() if methods.method(name).shares is False] == alone
 
 

@@ -28,7 +28,12 @@ def judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]
 
     Of several adapters each is judged as if it were alone, and then whether they share a base.
     """
-    return [*_tasks(plan), *together.judge(plan), *together.each_alone(plan, lambda one: _judge(one, config))]
+    model_type = str(config["model_type"]) if config and config.get("model_type") else None
+    return [
+        *_tasks(plan),
+        *together.judge(plan, model_type),
+        *together.each_alone(plan, lambda one: _judge(one, config)),
+    ]
 
 
 def _tasks(plan: FineTunePlan) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
+from peftsmith.model import catalogue
 from peftsmith.plan import FineTunePlan
 from peftsmith.plan_method import Method
 
@@ -91,8 +92,8 @@ def each_alone(plan: FineTunePlan, look: Callable[[FineTunePlan], list[Finding]]
     return common + [about(each, name) for name, found in seen.items() for each in found if each not in common]
 
 
-def judge(plan: FineTunePlan) -> Iterator[Finding]:
-    """What stands against these adapters sharing one base (nothing for a plan of one)."""
+def judge(plan: FineTunePlan, model_type: str | None = None) -> Iterator[Finding]:
+    """What stands against these adapters sharing one base, of this type if it is known (nothing for a plan of one)."""
     several = "adapters" if plan.adapters else "data sets"
     if (plan.adapters or plan.mixture) and plan.task not in TASKS:
         message = f"Several {several} in one project are for {', '.join(TASKS)}; not for {plan.task}."
@@ -114,6 +115,9 @@ def judge(plan: FineTunePlan) -> Iterator[Finding]:
     if len(types) > 1 and plan.method.quantization:
         message = f"PEFT wraps no quantised base for {' and '.join(types)} together."
         yield finding("plan.adapters.mixed", message, types=types)
+    if len(types) > 1 and model_type and catalogue.has_experts(model_type):
+        message = f"PEFT does not merge {' and '.join(types)} together into a base with experts ({model_type})."
+        yield finding("plan.adapters.mixed", message, types=types, model_type=model_type)
     if plan.task_type in _HEADS:
         yield from _heads(plan, types)
     for name, each in chosen.items():
