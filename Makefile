@@ -8,12 +8,13 @@ MODEL := .cache/models/smollm2
 # Two threads everywhere: figures from machines with other core counts are then comparable.
 export OMP_NUM_THREADS ?= 2
 export PEFTSMITH_TRAIN_PYTHON ?= $(CURDIR)/$(TRAIN)
+export PEFTSMITH_ADAPTERS_PYTHON ?= $(CURDIR)/.venv-adapters/bin/python
 export PEFTSMITH_TEST_MODEL ?= $(CURDIR)/$(MODEL)
 # Tests start many Pythons, and each would compile the package and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-slow test-training test-system bench check format docs pins manifest architectures packing train-env demo-model clean
+.PHONY: demo test test-fast test-slow test-training test-system bench check format docs pins manifest architectures packing train-env adapters-env demo-model clean
 
 demo: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) examples/support-tickets/demo.py
@@ -30,7 +31,7 @@ test-training: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) -m pytest -q -m "training and not system"
 	@echo "Not proven by this tier: real Claude Code clients, cold start (make test-system); figures (make bench)."
 
-test-system: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
+test-system: .venv/ready .venv-train/ready .venv-adapters/ready $(MODEL)/model.safetensors
 	$(CONTROL) -m pytest -q -m system
 
 bench: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
@@ -72,6 +73,7 @@ pins:
 	requirements/make.sh
 
 train-env: .venv-train/ready
+adapters-env: .venv-adapters/ready
 demo-model: $(MODEL)/model.safetensors
 
 .venv/ready: requirements/dev.txt pyproject.toml
@@ -85,6 +87,12 @@ demo-model: $(MODEL)/model.safetensors
 	$(PYTHON) -m venv .venv-train
 	$(TRAIN) $(PIP) torch==2.13.0
 	$(TRAIN) $(PIP) --require-hashes --no-deps -r requirements/train.txt -r requirements/demo.txt
+	touch $@
+
+.venv-adapters/ready: requirements/bottleneck.txt
+	$(PYTHON) -m venv .venv-adapters
+	.venv-adapters/bin/python $(PIP) torch==2.13.0
+	.venv-adapters/bin/python $(PIP) --require-hashes --no-deps -r requirements/bottleneck.txt
 	touch $@
 
 $(MODEL)/model.safetensors: .venv-train/ready

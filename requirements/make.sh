@@ -18,6 +18,12 @@ python3 -c "$extra" | uv pip compile --quiet --generate-hashes --universal --pyt
   --no-header - | awk 'BEGIN { print "# made by: make pins" } /^[^ ]/ { keep = $0 !~ /^(torch==|triton==|nvidia-|cuda-)/ } keep' >train.txt.new
 mv train.txt.new train.txt
 
+# Bottleneck adapters: a Python of their own, since their library needs an older transformers.
+uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+  --no-annotate --no-header bottleneck.in |
+  awk 'BEGIN { print "# made by: make pins" } /^[^ ]/ { keep = $0 !~ /^(torch==|triton==|nvidia-|cuda-)/ } keep' >bottleneck.txt.new
+mv bottleneck.txt.new bottleneck.txt
+
 # The other estimators of benchmarks/memory.py. unsloth's own dependencies (torch and more) are left out: the file of it
 # that is run needs none of them.
 universal=(uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header)

@@ -15,9 +15,11 @@ from benchmarks.first_runs.cases import Case
 from peftsmith import plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
+from peftsmith.machine import environment as environments
 from peftsmith.machine.environment import Environment
-from peftsmith.project import generate, render, twin, vet
+from peftsmith.project import generate, render, requirements, twin, vet
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 PROVEN, SWAPPED, REFUSED = "proven", "proven with swaps", "refused"
 # What the twin must have seen. The last three may be missing, each for one reason only.
 PROOFS = ("build", "train", "loss", "metrics", "adapter", "adapter_nonzero", "checkpoint", "trainable", "reload",
@@ -72,6 +74,8 @@ def _try(case: Case, project: Path, base: Path, environment: Environment | None)
         return {"outcome": "not refused", "why": [each.id for each in written.findings]}
     if environment is None:
         raise PeftsmithError("There is no training environment", next_step="Run make train-env.")
+    if requirements.library(wanted) == "adapters":
+        environment = environments.require(REPOSITORY, library="adapters")
     errors = _errors(vet.vet(project, environment))
     if errors:
         return {"outcome": "failed", "why": [f"{each.id}: {each.message}" for each in errors]}

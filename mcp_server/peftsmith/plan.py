@@ -282,7 +282,7 @@ def json_schema() -> dict[str, Any]:
     """The published JSON Schema of plan.yaml."""
     schema = FineTunePlan.model_json_schema()
     known: dict[str, Any] = schema["$defs"]["Method"]["properties"]["peft_type"]
-    known["enum"] = [*methods.names(), methods.FULL]
+    known["enum"] = [*methods.names(), *methods.bottlenecks(), methods.FULL]
     return schema
 
 

@@ -74,7 +74,7 @@ class Method(Part):
     @classmethod
     def _defaults(cls, document: Any) -> Any:
         peft_type = document.get("peft_type", "LORA") if isinstance(document, dict) else methods.FULL
-        if peft_type not in methods.names():
+        if peft_type not in (*methods.names(), *methods.bottlenecks()):
             return document
         known = methods.method(peft_type)
         if known.with_rank and document.get("rank") and isinstance(document.get("config", {}), dict):

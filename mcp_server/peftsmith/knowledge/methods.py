@@ -1,10 +1,10 @@
 """Every PEFT method as the control plane knows it: what its config takes, and what is known of how it behaves.
 
-Knows: knowledge/peft_methods.json (read out of PEFT by worker/jobs/methods.py) and knowledge/methods.toml (experience),
-and how to hold a plan's options against them.
+Knows: knowledge/peft_methods.json and bottleneck.json (read out of the libraries by worker/jobs/methods.py and
+bottleneck.py) and knowledge/methods.toml (experience), and how to hold a plan's options against them.
 Does not know: PEFT itself, which the control plane never imports, or whether a choice is wise (advise/).
 
-Make peft_methods.json anew, for another PEFT, with: python -m peftsmith.knowledge.methods
+Make both files anew, for other versions, with: python -m peftsmith.knowledge.methods
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from peftsmith.errors import PeftsmithError
 
 FULL = "FULL"  # full fine-tuning: no adapter, and so no PeftType
 FILE = "peft_methods.json"
+# Bottleneck adapters are no PeftTypes: another library has them (worker/jobs/bottleneck.py reads it).
+BOTTLENECK_FILE = "bottleneck.json"
 _DECOMPOSING = ("pissa", "olora", "eva", "orthogonal", "corda", "loftq", "lora_ga", "mica")
 _PICKS_LAYERS = re.compile(r"\.[(\[]?\d|\d[)\]]?\\?\.")  # a pattern with a layer's number in it
 # Fields that the scripts set themselves, so that a plan may not.
@@ -52,7 +54,7 @@ class Method:
     `by_task` names the field that counts the tasks of a method which is told the task of every row.
     `alters_base` are values of init_lora_weights that change the base, `only_converted` those of them whose adapter
     loads only after it was turned into plain LoRA, `unconverted` options that stand against that (starts.py).
-    `replicates` are model types whose layers PEFT can repeat.
+    `replicates` are model types whose layers PEFT can repeat. `library` is the package that has it.
     `unsupported` is the reason why no project is generated with it, or None; `refused` maps an option's name and value
     ("*": any) to such a reason.
     """
@@ -87,6 +89,7 @@ class Method:
     only_converted: tuple[str, ...] = ()
     unconverted: tuple[str, ...] = ()
     replicates: tuple[str, ...] = ()
+    library: str = "peft"
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     learning_rate: tuple[float, float] | None = None
     fails_on: tuple[str, ...] = ()
@@ -105,6 +108,12 @@ def names() -> tuple[str, ...]:
     return tuple(_facts()["methods"])
 
 
+@cache
+def bottlenecks() -> tuple[str, ...]:
+    """The bottleneck adapters of the library `adapters`, sorted."""
+    return tuple(sorted(_bottlenecks()["methods"]))
+
+
 def _also(alternative: Any, values: list[Any]) -> Any:
     """A field's choices with more of them."""
     chosen = isinstance(alternative, Mapping) and "choices" in alternative
@@ -120,13 +129,13 @@ def versions() -> dict[str, str]:
 @cache
 def method(name: str) -> Method:
     """The facts of one PeftType; PeftsmithError with the nearest name for any other."""
-    known = _facts()["methods"].get(name)
+    known = {**_facts()["methods"], **_bottlenecks()["methods"]}.get(name)
     if known is None:
-        near = difflib.get_close_matches(name.upper(), [*names(), FULL], 1)
+        near = difflib.get_close_matches(name.upper(), [*names(), *bottlenecks(), FULL], 1)
         raise PeftsmithError(
             "PEFT has no such method" + (f", did you mean {near[0]}?" if near else ""),
             value=name,
-            next_step=f"Use {FULL} or one of {', '.join(names())}.",
+            next_step=f"Use {FULL} or one of {', '.join((*names(), *bottlenecks()))}.",
         )
     noted = dict(_notes().get(name, {}))
     own: dict[str, str] = {plain: noted.pop(plain) for plain in ("rank", "alpha", "dropout") if plain in noted}
@@ -190,6 +199,11 @@ def why_refused(known: Method, name: str, value: Any) -> str | None:
     return next((reason for pattern, reason in reasons.items() if fnmatch.fnmatchcase(text, pattern)), None)
 
 
+def decomposes(options: Mapping[str, Any]) -> bool:
+    """Does LoRA start from a decomposition of each adapted matrix, or of what goes into it?"""
+    return str(options.get("init_lora_weights", "")).startswith(_DECOMPOSING)
+
+
 def twin_head(known: Method, options: Mapping[str, Any]) -> int:
     """How wide an attention head of a cut-down model must be for the plan's own numbers to fit it: 16, or more.
 
@@ -201,7 +215,7 @@ def twin_head(known: Method, options: Mapping[str, Any]) -> int:
         return value if isinstance(value, int) else 0
 
     needed = [16, known.twin_width, *(of(name) for name in known.divides)]
-    if known.decomposes or str(options.get("init_lora_weights", "")).startswith(_DECOMPOSING):
+    if known.decomposes or decomposes(options):
         # LoRA-GA takes twice as many directions of a gradient as the rank.
         times = 2 if options.get("init_lora_weights") == "lora_ga" else 1
         needed.append(-(-times * of(known.names["rank"]) // 32) * 16 if "rank" in known.names else 0)
@@ -324,6 +338,13 @@ def _facts() -> dict[str, Any]:
 
 
 @cache
+def _bottlenecks() -> dict[str, Any]:
+    text = resources.files("peftsmith.knowledge").joinpath(BOTTLENECK_FILE).read_text(encoding="utf-8")
+    facts: dict[str, Any] = json.loads(text)
+    return facts
+
+
+@cache
 def _notes() -> dict[str, dict[str, Any]]:
     return tomllib.loads(resources.files("peftsmith.knowledge").joinpath("methods.toml").read_text(encoding="utf-8"))
 
@@ -334,20 +355,26 @@ def written(facts: Mapping[str, Any]) -> str:
     def line(value: Any) -> str:
         return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
-    parts = [f'"{name}": {line(facts[name])}' for name in ("peft", "transformers", "renamed_bodies")]
-    for group in ("methods", "models"):
+    plain = ("peft", "adapters", "transformers", "renamed_bodies")
+    parts = [f'"{name}": {line(facts[name])}' for name in plain if name in facts]
+    for group in (name for name in ("methods", "models") if name in facts):
         inner = ",\n".join(f"{line(name)}: {line(value)}" for name, value in sorted(facts[group].items()))
         parts.append(f'"{group}": {{\n{inner}\n}}')
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def main() -> None:
-    """Read the methods of the present training environment and write peft_methods.json beside this file."""
+    """Read the methods of the present training environments and write their files beside this one."""
     from peftsmith.machine import environment
     from peftsmith.worker import client
 
-    facts = client.call(environment.require(Path.cwd()), "methods", {}, timeout=120)
-    Path(__file__).with_name(FILE).write_text(written(facts), encoding="utf-8")
+    here = Path.cwd()
+    for job, name, found in (
+        ("methods", FILE, environment.require(here)),
+        ("bottleneck", BOTTLENECK_FILE, environment.require(here, library="adapters")),
+    ):
+        facts = client.call(found, job, {}, timeout=120)
+        Path(__file__).with_name(name).write_text(written(facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from peftsmith.finding import Finding, Severity, finding
 
 LIBRARIES = (
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "tokenizers", "safetensors",
+    "adapters",
 )  # fmt: skip
 NEEDED = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
 OLDEST_PYTHON = (3, 10)
@@ -36,6 +37,7 @@ TESTED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "datasets": ((5, 2), (6,)),
 }
 _NAMED = "PEFTSMITH_TRAIN_PYTHON"  # the variable by which a user names one
+_NAMED_ADAPTERS = "PEFTSMITH_ADAPTERS_PYTHON"  # the same for one with the library `adapters`
 _SECONDS = 20
 Answer = tuple[str, dict[str, str | None]]  # version of Python, versions of the libraries
 _answers: dict[tuple[str, tuple[tuple[str, int], ...]], Answer] = {}
@@ -125,11 +127,14 @@ def judge(found: list[Environment]) -> list[Finding]:
     return findings
 
 
-def require(project: Path) -> Environment:
+def require(project: Path, *, library: str = "peft") -> Environment:
     """The environment to use: the first without problems, else the first usable. PeftsmithError when there is none.
 
-    As `best(find(project))`, but nobody is asked after the first that `best` would take whatever comes behind it.
+    As `best(find(project))`, but nobody is asked after the first that `best` would take whatever comes behind it. With
+    `library` "adapters" it is one with that library, which holds transformers back and so lives apart.
     """
+    if library == "adapters":
+        return _with_adapters(project)
     usable = []
     for path, origin in _wanted(project).items():
         asked = ask(path, origin)
@@ -144,6 +149,24 @@ def require(project: Path) -> Environment:
             next_step="Make one with make_environment, or set PEFTSMITH_TRAIN_PYTHON to the python of yours.",
         )
     return best(usable)
+
+
+def _with_adapters(project: Path) -> Environment:
+    """PEFTSMITH_ADAPTERS_PYTHON, the project's .venv, or .venv-adapters in it or here: the first with what it needs."""
+    named = os.environ.get(_NAMED_ADAPTERS)
+    places = [Path(named).expanduser()] if named else []
+    places += [python_in(folder) for folder in (project / ".venv", project / ".venv-adapters")]
+    places.append(python_in(Path.cwd() / ".venv-adapters"))
+    for python in places:
+        asked = ask(str(python.absolute()), "adapters") if os.access(python, os.X_OK) else None
+        if asked is not None and asked.usable and asked.versions.get("adapters"):
+            return asked
+    raise PeftsmithError(
+        "There is no training environment with the library adapters, which bottleneck adapters need",
+        value=[str(each) for each in places],
+        next_step="Make .venv in the project from its requirements.txt, as its README says, or set "
+        f"{_NAMED_ADAPTERS} to the python of yours.",
+    )
 
 
 def best(usable: list[Environment]) -> Environment:

@@ -18,7 +18,7 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.machine import environment as environments
 from peftsmith.model import source
-from peftsmith.project import fitness, mask, vet
+from peftsmith.project import fitness, mask, requirements, vet
 from peftsmith.project import twin as twins
 from peftsmith.project.foreign import check as foreign
 
@@ -54,7 +54,7 @@ def check(project: Path, *, twin: bool = True) -> Checked:
         raise PeftsmithError(
             "The project has a plan but no scripts", value=str(project), next_step="Run generate_project first."
         )
-    environment = environments.require(project)
+    environment = environments.require(project, library=requirements.library(wanted))
     before = _state(project, locked, wanted)
     data, findings = _data(project, wanted, locked)
     findings += [*_base(wanted, locked), *fitness.on_device(wanted, locked.device)]

@@ -90,6 +90,8 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
     if known.unsupported:
         message = f"No project is generated with {known.name}: {known.unsupported}."
         yield finding("plan.method.unsupported", message, method=known.name)
+    if known.library == "adapters":
+        yield from _bottleneck(plan)
     if plan.task_type not in known.tasks:
         message = f"{known.name} does not work for {plan.task} ({plan.task_type})."
         yield finding("plan.method.task", message, method=known.name, task=plan.task, tasks=list(known.tasks))
@@ -142,6 +144,23 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
     if plan.training.gradient_checkpointing and not known.checkpointing:
         message = f"{known.name} does not train with gradient checkpointing."
         yield finding("plan.method.checkpointing", message, method=known.name)
+
+
+def _bottleneck(plan: FineTunePlan) -> Iterator[Finding]:
+    """What the scripts for the library adapters do not do; its environment has no bitsandbytes."""
+    known = methods.method(plan.method.peft_type)
+    training = plan.training
+    wrong = {
+        "task": plan.task == "classification",
+        "mixture": bool(plan.mixture),
+        "training.packing": training.packing != "none",
+        "training.optimizer": "8bit" in training.optimizer,
+        "training.compile": training.compile,
+        "base.trust_remote_code": plan.base.trust_remote_code,
+    }
+    for name in (each for each, said in wrong.items() if said):
+        message = f"{known.name} comes from the library adapters, with which no project is generated for this {name}."
+        yield finding("plan.method.library", message, method=known.name, field=name)
 
 
 def _loftq(method: Method) -> Iterator[Finding]:

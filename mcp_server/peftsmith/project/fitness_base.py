@@ -12,7 +12,7 @@ from typing import Any
 
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods, packing
-from peftsmith.model import catalogue, reach
+from peftsmith.model import catalogue, conversion, reach
 from peftsmith.plan import FineTunePlan
 
 # PEFT refuses out_proj and conv1d of these types (tuners_utils.py, _check_lora_target_modules_mamba) to these methods.
@@ -39,13 +39,26 @@ def judge(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _replication(plan, config)
     yield from _prefixes(plan, config)
     yield from _norms(plan, model_type)
+    yield from _older_transformers(plan, config)
     yield from _step_of_architecture(plan, model_type)
 
 
 def against_parameters(plan: FineTunePlan) -> list[str]:
     """Options that LoRA does not have on experts, which are parameters and no layers."""
-    options = [name for name in ("use_dora", "lora_bias", "alora_invocation_tokens") if plan.method.config.get(name)]
+    config = plan.method.config
+    options = [name for name in ("use_dora", "lora_bias", "alora_invocation_tokens") if config.get(name)]
+    if methods.decomposes(config):
+        options.append("init_lora_weights")
     return [*options, "dropout"] if plan.method.dropout else options
+
+
+def _turned_into_parameters(plan: FineTunePlan, model_type: str) -> bool:
+    """Does PEFT make parameters of some of LoRA's targets, since these are names inside of experts?"""
+    names, targets = conversion.names_of(model_type), plan.method.target_modules
+    if plan.method.peft_type != "LORA" or not names:
+        return False
+    named = targets if isinstance(targets, list) else []
+    return targets == "all-linear" or any(each.rpartition(".")[2] in names for each in named)
 
 
 def _prefixes(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -65,6 +78,16 @@ def _prefixes(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding
             f"{model_type} may fit, or take LORA."
         )
         yield finding("plan.method.architecture", message, method="PREFIX_TUNING", model_type=model_type)
+
+
+def _older_transformers(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The library adapters needs transformers 4.57, which knows no rope_parameters: it would turn them off unsaid."""
+    method = plan.method
+    if method.full or methods.method(method.peft_type).library != "adapters":
+        return
+    if config.get("rope_parameters") and "rope_theta" not in config:
+        message = f"{method.peft_type} runs on transformers 4.57, which does not read this base's rope_parameters."
+        yield finding("plan.method.architecture", message, method=method.peft_type, model_type=config.get("model_type"))
 
 
 def _norms(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
@@ -129,8 +152,10 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
         yield finding("plan.method.option", message, option="init_lora_weights")
     yield from _targets(plan, model_type)
     clashes = [] if plan.method.config.get("target_parameters") else against_parameters(plan)
-    if model_type == "mixtral" and plan.method.target_modules == "all-linear" and clashes:
-        message = f"PEFT adapts mixtral's experts as parameters, which does not go with {' or '.join(clashes)}."
+    if clashes and _turned_into_parameters(plan, model_type):
+        message = (
+            f"PEFT adapts the experts of {model_type} as parameters, which does not go with {' or '.join(clashes)}."
+        )
         yield finding("plan.method.parameters", message, options=clashes)
     known = methods.method(plan.method.peft_type)
     if plan.task_type not in known.tasks:

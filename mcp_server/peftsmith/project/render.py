@@ -99,8 +99,9 @@ def render(plan: FineTunePlan, lock: Lock) -> dict[str, str]:
     facts = _facts(plan, lock)
     environment = _environment()
     kind = KINDS[plan.task]
+    trains = "bottleneck" if facts["bottleneck"] else kind
     infer = "adapters" if plan.adapters else kind
-    templates = {**_PLAIN_FILES, "train.py": f"train_{kind}.py.j2", "infer.py": f"infer_{infer}.py.j2"}
+    templates = {**_PLAIN_FILES, "train.py": f"train_{trains}.py.j2", "infer.py": f"infer_{infer}.py.j2"}
     if facts["has_test"]:
         templates["evaluate.py"] = f"evaluate_{'classification' if plan.task == 'classification' else kind}.py.j2"
     if facts["merges"]:
@@ -153,7 +154,10 @@ def _facts(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "converts": plan.converts,
         "by_task": _by_task(plan),
         # Switching such an adapter off does not give the base back.
-        "fresh_base": plan.method.full or (_alters_base(plan) and not plan.converts) or _replicates(plan),
+        "fresh_base": method["bottleneck"]
+        or plan.method.full
+        or (_alters_base(plan) and not plan.converts)
+        or _replicates(plan),
         "reads_in_float32": method["widens"] and plan.training.precision != "fp32",
         "own_forward": own_forward,
         **_step_facts(plan, own_forward),
@@ -276,6 +280,8 @@ def _method_facts(method: Method) -> dict[str, Any]:
         "quantization": quantization,
         "full": method.full,
         "lora": method.peft_type == "LORA",
+        "bottleneck": False,
+        "loaded_class": "PeftModel",
         "method_name": method.peft_type,
         "method_title": _title(method),
         "result": "model" if method.full else "adapter",
@@ -297,6 +303,8 @@ def _method_facts(method: Method) -> dict[str, Any]:
     plain = {known.names[name]: name.upper() for name in method.first_class()}
     return facts | {
         "config_class": known.config,
+        "bottleneck": known.library == "adapters",
+        "loaded_class": "torch.nn.Module" if known.library == "adapters" else "PeftModel",
         "merges": methods.merges(known, method.config),
         "resumes": methods.resumes(known, method.config),
         "prompt_learning": known.prompt_learning,

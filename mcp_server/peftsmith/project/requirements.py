@@ -11,6 +11,7 @@ from functools import cache
 
 from peftsmith import assets
 from peftsmith.errors import PeftsmithError
+from peftsmith.knowledge import methods
 from peftsmith.plan import FineTunePlan
 
 # Its build differs by machine (CPU, CUDA, Metal), so that no one hash fits all and it is not in requirements/train.txt.
@@ -39,6 +40,8 @@ def pinned() -> str:
 
 def for_plan(plan: FineTunePlan) -> str:
     """The text of requirements.txt; PeftsmithError when the shipped pins are damaged."""
+    if any(library(one) == "adapters" for one in plan.alone().values()):
+        return _HEADER + "".join(block for _, block in _pins("bottleneck.txt"))
     unneeded: set[str] = set()
     # AdaMSS clusters with scikit-learn.
     clusters = any(one.method.peft_type == "ADAMSS" for one in plan.alone().values())
@@ -53,15 +56,20 @@ def for_plan(plan: FineTunePlan) -> str:
     return _HEADER + "".join(block for name, block in _pins() if name not in unneeded)
 
 
+def library(plan: FineTunePlan) -> str:
+    """The package that has the plan's method: another one needs another environment."""
+    return "peft" if plan.method.full else methods.method(plan.method.peft_type).library
+
+
 def quantises(plan: FineTunePlan) -> bool:
     """True when the scripts need bitsandbytes: a quantised base, or an optimiser with 8-bit states."""
     return plan.method.quantization is not None or "8bit" in plan.training.optimizer
 
 
 @cache
-def _pins() -> tuple[tuple[str, str], ...]:
+def _pins(name: str = "train.txt") -> tuple[tuple[str, str], ...]:
     """(package, its lines) in the order of the file; every one has a hash."""
-    path = assets.folder("requirements") / "train.txt"
+    path = assets.folder("requirements") / name
     blocks: list[tuple[str, str]] = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         pin = _PIN.match(line)
@@ -71,9 +79,7 @@ def _pins() -> tuple[tuple[str, str], ...]:
             if not line.lstrip().startswith("#"):
                 blocks[-1] = (blocks[-1][0], blocks[-1][1] + line)
         elif line.strip() and not line.startswith("#"):
-            raise PeftsmithError(
-                "requirements/train.txt holds a line that is no pin", value=line, next_step="Reinstall."
-            )
+            raise PeftsmithError(f"requirements/{name} holds a line that is no pin", value=line, next_step="Reinstall.")
     if not blocks or any("--hash=sha256:" not in block for _, block in blocks):
-        raise PeftsmithError("requirements/train.txt lacks pins or hashes", next_step="Reinstall peftsmith.")
+        raise PeftsmithError(f"requirements/{name} lacks pins or hashes", next_step="Reinstall peftsmith.")
     return tuple(blocks)

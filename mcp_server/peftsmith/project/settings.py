@@ -84,7 +84,7 @@ _TAKEN = frozenset({"FOLDER", "DTYPE", "DEVICE"})
 @cache
 def fields() -> dict[str, str]:
     """Every setting that a script can have, with the plan's dotted field."""
-    options = {field for name in methods.names() for field in methods.method(name).fields}
+    options = {field for name in (*methods.names(), *methods.bottlenecks()) for field in methods.method(name).fields}
     return {setting_of(field): f"method.config.{field}" for field in sorted(options)} | _FIXED
 
 

@@ -87,7 +87,7 @@ def run_twin(project: Path, environment: Environment) -> Twin:
     try:
         answer = client.call(
             environment,
-            "twin_adapters" if wanted.adapters else "twin",
+            _job(wanted),
             {
                 "project": str(project.resolve()),
                 "work": str(work),
@@ -120,6 +120,12 @@ def run_twin(project: Path, environment: Environment) -> Twin:
     if verdict.proven:
         files.write_json(place, {"version": _VERDICT_VERSION, "seen": seen})
     return verdict
+
+
+def _job(wanted: plan.FineTunePlan) -> str:
+    if wanted.adapters:
+        return "twin_adapters"
+    return "twin_bottleneck" if requirements.library(wanted) == "adapters" else "twin"
 
 
 def _key(

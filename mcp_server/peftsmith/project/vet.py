@@ -65,7 +65,8 @@ def vet(project: Path, environment: Environment | None) -> list[Finding]:
             continue
         parsed[path.name] = calls.read(tree, local)
         findings += _dangers(path.name, tree, parsed[path.name], wanted)
-        findings += signatures.old_spellings(path.name, parsed[path.name])
+        if signatures.of_todays_libraries(environment):
+            findings += signatures.old_spellings(path.name, parsed[path.name])
     findings += _lint(project, [path for path in scripts if path.name in parsed])
     findings += signatures.check(parsed, environment)
     findings += settings.drift(project, wanted)

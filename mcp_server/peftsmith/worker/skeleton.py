@@ -106,10 +106,12 @@ def _written_with(model_class: str, config: Any) -> str:
 
 def cut_down(config: Any, head: int = HEAD, layers: int | None = LAYERS) -> None:
     """Shrink a transformers configuration in place; the vocabulary and everything that is not a size stays."""
-    from transformers import PreTrainedConfig
+    import transformers
 
+    # The library adapters holds transformers at 4.57, where the class has its older name.
+    known = getattr(transformers, "PreTrainedConfig", None) or transformers.PretrainedConfig
     halves = [getattr(config, name, None) for name in ("encoder", "decoder")]
-    inner = [each for each in halves if isinstance(each, PreTrainedConfig)]
+    inner = [each for each in halves if isinstance(each, known)]
     for text in inner or [config.get_text_config()]:
         wider = getattr(text, "is_heterogeneous", False)  # gemma4's heads are wider in layers of full attention
         if wider:

@@ -67,11 +67,12 @@ def method(config: type[Any]) -> dict[str, Any]:
         "prefix": PEFT_TYPE_TO_PREFIX_MAPPING.get(kind, ""),
         "bitsandbytes": learns_prompt or "4bit" in _source(config),
         "tasks": _tasks(config),
-        "fields": _fields(config, common),
+        "fields": fields(config, common),
     }
 
 
-def _fields(config: type[Any], without: set[str] | frozenset[str] = frozenset()) -> dict[str, Any]:
+def fields(config: type[Any], without: set[str] | frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Name to {"type", "default", "doc"} of every field that a config class takes, but for those in `without`."""
     hints = typing.get_type_hints(config)
     found = {}
     for each in dataclasses.fields(config):
@@ -125,7 +126,7 @@ def _type(hint: Any) -> list[Any]:
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return [{"choices": [str(each.value) for each in hint]}]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return [{"class": hint.__name__, "fields": _fields(hint)}]
+        return [{"class": hint.__name__, "fields": fields(hint)}]
     return ["any"]
 
 

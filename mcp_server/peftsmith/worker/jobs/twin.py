@@ -87,10 +87,12 @@ def _stages(book: Book, place: Place, wanted: proofs.Wanted, seed: int) -> list[
     """Train, reload and use one adapter, or one model whose weights are all trained."""
     trained = place.work / "train"
     with book.phase("train"):
-        trainer = _train(book, place.project, place.base, trained, wanted)
-    if trainer is None:
-        book.skip("training failed", "reload", "resume", "evaluate", "merge", "generate")
-        return []
+        trainer, losses = train_twice(book, place.project, place.base, trained, wanted)
+        if trainer is None:
+            book.skip("training failed", "reload", "resume", "evaluate", "merge", "generate")
+            return []
+        result, checkpoints = trained / wanted.result, trained / "checkpoints"
+        check_saved(book, trainer.model, losses, place.base, result, checkpoints, wanted)
     swapped = swapped_for(trainer, wanted.plan)
     with book.phase("reload"), book.check("reload") as seen:
         # without the wrapper that would compute in 16 bits whatever the weights are
@@ -99,7 +101,7 @@ def _stages(book: Book, place: Place, wanted: proofs.Wanted, seed: int) -> list[
     del trainer, memory
     gc.collect()
     if book.passed("adapter"):
-        _use(book, place.project, place.base, place.work, wanted, seed)
+        use(book, place.project, place.base, place.work, wanted, seed)
     else:
         book.skip("there is no adapter", "resume", "evaluate", "merge", "generate")
     return swapped
@@ -118,8 +120,10 @@ def _keep_inside(work: Path) -> None:
     torch.set_num_threads(1)
 
 
-def _train(book: Book, project: Path, base: Path, output: Path, wanted: proofs.Wanted) -> Any:
-    """Two optimiser steps of train.py; returns its trainer, or None when it failed."""
+def train_twice(
+    book: Book, project: Path, base: Path, output: Path, wanted: proofs.Wanted
+) -> tuple[Any, scripts.Steps]:
+    """Two optimiser steps of train.py: its trainer, or None when it failed, and the losses."""
     plan = wanted.plan
     trainer = None
     expected = plan["training"]["gradient_accumulation"] * STEPS
@@ -135,13 +139,12 @@ def _train(book: Book, project: Path, base: Path, output: Path, wanted: proofs.W
             raise Disproved(f"--max-steps {STEPS} made {trainer.state.global_step} steps, {len(losses)} passes")
         seen["rows"] = expected * plan["training"]["batch_size"]
     if trainer is None:
-        return None
+        return None, losses
     with book.check("loss") as seen:
         seen |= finite(losses)
     with book.check("metrics") as seen:
         seen |= logged(output)
-    check_saved(book, trainer.model, losses, base, output / wanted.result, output / "checkpoints", wanted)
-    return trainer
+    return trainer, losses
 
 
 def finite(losses: list[float]) -> dict[str, Any]:
@@ -253,7 +256,7 @@ def _is_rounded(model: Any) -> bool:
     return model.active_peft_config.is_prompt_learning and any(each.itemsize < 4 for each in trained)
 
 
-def _use(book: Book, project: Path, base: Path, work: Path, wanted: proofs.Wanted, seed: int) -> None:
+def use(book: Book, project: Path, base: Path, work: Path, wanted: proofs.Wanted, seed: int) -> None:
     """What people do with an adapter: evaluate it, merge it, ask it, and train it further."""
     adapter = work / "train" / wanted.result
     common = [*([] if wanted.full else ["--base", str(base)]), f"--{wanted.result}", str(adapter)]
