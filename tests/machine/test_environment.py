@@ -55,7 +55,7 @@ def test_a_good_one_is_found_and_has_no_problems(project):
     python = fake_environment(project / ".venv-train")
     (found,) = environment.find(project)
     assert found.interpreter == str(python) and found.usable and found.problems == []
-    assert found.versions == GOOD and found.python == "3.11.7"
+    assert found.versions == {**GOOD, "adapters": None} and found.python == "3.11.7"
     assert environment.judge([found]) == [] and environment.require(project) == found
     assert json.loads(json.dumps(found.to_json()))["key"] == found.key
 

@@ -320,7 +320,12 @@ def test_a_template_cannot_print_an_unfiltered_value():
 def test_every_template_is_used():
     folder = assets.folder("templates")
     sources = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in folder.rglob("*.j2")}
-    named = set(render._PLAIN_FILES.values()) | {"evaluate_classification.py.j2", "infer_adapters.py.j2", "merge.py.j2"}
+    named = set(render._PLAIN_FILES.values()) | {
+        "evaluate_classification.py.j2",
+        "infer_adapters.py.j2",
+        "merge.py.j2",
+        "train_bottleneck.py.j2",
+    }
     named |= {f"{name}_{kind}.py.j2" for name in ("train", "infer", "evaluate") for kind in render.KINDS.values()}
     named |= {name for source in sources.values() for name in re.findall(r'include "([^"]+)"', source)}
     assert named == set(sources)

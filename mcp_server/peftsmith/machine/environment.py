@@ -205,7 +205,7 @@ def _asked(interpreter: str) -> Answer | None:
             env=quiet,
         )
         answer = json.loads(done.stdout.decode("utf-8"))
-        return str(answer["python"]), {name: answer["versions"][name] for name in LIBRARIES}
+        return str(answer["python"]), {name: answer["versions"].get(name) for name in LIBRARIES}
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError):
         return None
 

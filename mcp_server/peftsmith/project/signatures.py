@@ -36,11 +36,6 @@ def spellings() -> dict[str, list[dict[str, Any]]]:
     return tomllib.loads(text)
 
 
-def of_todays_libraries(environment: Environment | None) -> bool:
-    """Is the table of spellings right for this environment? One with the library adapters has transformers 4.57."""
-    return environment is None or not environment.versions.get("adapters")
-
-
 def old_spellings(file: str, script: Script) -> Iterator[Finding]:
     """Names that the supported versions no longer have, with today's; needs no environment."""
     table = spellings()
@@ -75,11 +70,12 @@ def _old(file: str, line: int, what: str, entry: dict[str, Any]) -> Finding:
     )
 
 
-def check(scripts: Mapping[str, Script], environment: Environment | None) -> list[Finding]:
+def check(scripts: Mapping[str, Script], environment: Environment | None, *, todays: bool = True) -> list[Finding]:
     """What the installed libraries say about every call and every imported name of theirs.
 
     No environment, or one that does not answer, is the finding project.call.unchecked (unknown). Answers are kept in
-    the cache by the environment's key, so that a second check asks only about what is new.
+    the cache by the environment's key, so that a second check asks only about what is new. With `todays` False the
+    libraries are older than the table of spellings, so that only they are asked.
     """
     asked: dict[str, set[str]] = {}
     for script in scripts.values():
@@ -99,11 +95,7 @@ def check(scripts: Mapping[str, Script], environment: Environment | None) -> lis
         answers = _answers(asked, environment)
     except PeftsmithError as error:
         return [finding("project.call.unchecked", f"the training environment did not answer: {error.cause}")]
-    return [
-        each
-        for file, script in scripts.items()
-        for each in _judge(file, script, answers, of_todays_libraries(environment))
-    ]
+    return [each for file, script in scripts.items() for each in _judge(file, script, answers, todays)]
 
 
 def _standard(name: str) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from peftsmith import files, lock, plan, secrets
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
-from peftsmith.project import calls, notebook, settings, signatures
+from peftsmith.project import calls, notebook, requirements, settings, signatures
 
 if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
@@ -51,6 +51,7 @@ def vet(project: Path, environment: Environment | None) -> list[Finding]:
         for name in sorted(locked.files)
         if not (project / name).is_file()
     ]
+    todays = requirements.library(wanted) == "peft"  # the library adapters needs an older transformers
     scripts = sorted(path for path in project.glob("*.py") if path.is_file())
     local = {path.stem for path in scripts}
     parsed: dict[str, calls.Script] = {}
@@ -65,10 +66,10 @@ def vet(project: Path, environment: Environment | None) -> list[Finding]:
             continue
         parsed[path.name] = calls.read(tree, local)
         findings += _dangers(path.name, tree, parsed[path.name], wanted)
-        if signatures.of_todays_libraries(environment):
+        if todays:
             findings += signatures.old_spellings(path.name, parsed[path.name])
     findings += _lint(project, [path for path in scripts if path.name in parsed])
-    findings += signatures.check(parsed, environment)
+    findings += signatures.check(parsed, environment, todays=todays)
     findings += settings.drift(project, wanted)
     named = {*locked.files, plan.PLAN_FILE, lock.LOCK_FILE, *(path.name for path in scripts)}
     findings += _secrets(project, named - {notebook.FILE})
