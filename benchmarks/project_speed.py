@@ -32,6 +32,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "mcp_server")]
 from benchmarks import startup
 from benchmarks.first_runs import cases, project
 from peftsmith import files, plan
+from peftsmith.model import catalogue
 from peftsmith.worker import client
 from peftsmith.worker.shrink import NEEDED
 
@@ -39,7 +40,12 @@ from peftsmith.worker.shrink import NEEDED
 COLD, WARM, TWIN, COMMON_TWIN = 20.0, 2.0, 60.0, 15.0
 COMMON = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "bert", "roberta", "modernbert", "t5")
 OTHERS = ("mixtral", "qwen3_moe", "falcon_h1", "mamba", "deberta-v2")
-EVERY = tuple(cases.kinds())
+# Without weights, plan_finetune knows a type's modules by its config.json alone.
+EVERY = tuple(
+    name
+    for name in cases.kinds()
+    if any((catalogue.entry(name, task) or {}).get("complete") for task in catalogue.tasks(name))
+)
 TASKS = {"encoder": "sequence_classification", "encoder-decoder": "seq2seq"}  # the others answer chats
 ROWS = 24
 
@@ -195,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=REPOSITORY / ".cache" / "models" / "smollm2")
     parser.add_argument("--types", default=",".join((*COMMON, *OTHERS)))
-    parser.add_argument("--all", action="store_true", help="every type that first_run.py tries")
+    parser.add_argument("--all", action="store_true", help="every type of first_run.py that config.json implies")
     parser.add_argument("--repeats", type=int, default=5, help="warm projects without twin")
     given = parser.parse_args(argv)
     chosen = EVERY if given.all else tuple(given.types.split(","))

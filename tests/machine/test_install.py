@@ -162,7 +162,8 @@ def test_the_lock_is_what_the_tests_run_with(training_python):
     found = environment.ask(training_python, "test")
     assert found is not None
     pinned = dict(line.split(" ")[0].split("==") for line in lines() if line[:1].isalnum())
-    assert {name: pinned[name] for name in environment.LIBRARIES if name != "torch"} == {
-        name: version for name, version in found.versions.items() if name != "torch"
+    apart = ("torch", "adapters")  # torch's build differs by machine; adapters lives in another environment
+    assert {name: pinned[name] for name in environment.LIBRARIES if name not in apart} == {
+        name: version for name, version in found.versions.items() if name not in apart
     }
     assert found.versions["torch"] is not None and f"torch=={found.versions['torch'].split('+')[0]}" == install.TORCH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 
 import pytest
@@ -10,10 +11,13 @@ import ruff
 
 from benchmarks.first_runs import cases, trying
 from peftsmith import plan
+from peftsmith.advise import planner
+from peftsmith.advise.document import Wish
+from peftsmith.advise.facts import Intent
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
 from peftsmith.machine import environment
-from peftsmith.project import fitness, render
+from peftsmith.project import fitness, generate, render
 from tests.project.plans import lock_for, make
 
 HOULSBY = {"peft_type": "BOTTLENECK_HOULSBY"}
@@ -111,3 +115,24 @@ def test_the_twin_trains_saves_reloads_and_resumes(name, model_type, task, train
     result = trying.run(case, tmp_path, found)
     assert result["outcome"] == "proven", result
     assert result["lacks"] == ["merge"]
+
+
+def test_planning_says_how_to_get_there(tmp_path, tiny_model):
+    """As a user goes: plan with LORA, write the method into plan.yaml without LORA's fields, generate."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]}
+        for n in range(40)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    wish = Wish(str(tiny_model), data, intent=Intent(method="bottleneck_houlsby"))
+    with pytest.raises(PeftsmithError, match="No memory is estimated"):
+        planner.make(tmp_path / "p", wish)
+    planner.make(tmp_path / "p", Wish(str(tiny_model), data))
+    document = plan.load(tmp_path / "p").model_dump(mode="json")
+    document["method"] = dict(HOULSBY)
+    document["training"] |= {"packing": "none", "loss_path": "fused"}
+    (tmp_path / "p" / plan.PLAN_FILE).write_text(plan.dump(plan.validate(document), {}), encoding="utf-8")
+    written = generate.generate(tmp_path / "p")
+    assert {each["path"] for each in written.files} >= {"train.py", "infer.py"}
+    assert "DoubleSeqBnConfig" in (tmp_path / "p" / "train.py").read_text(encoding="utf-8")

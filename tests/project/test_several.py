@@ -197,7 +197,7 @@ def test_every_adapter_has_a_loss_mask_proof_that_holds_for_its_own_rows(tmp_pat
 def test_a_project_of_two_adapters_is_checked_and_proven(environment, tmp_path, tiny_model, monkeypatch):
     project = tmp_path / "project"
     several.make(project, several.document(tiny_model))
-    monkeypatch.setattr(check.environments, "require", lambda _: _usable(environment))
+    monkeypatch.setattr(check.environments, "require", lambda *_, **__: _usable(environment))
     seen = check.check(project)
     assert errors(seen.findings) == set()
     assert seen.digest

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peftsmith.errors import PeftsmithError
+from peftsmith.knowledge import methods as known
 from peftsmith.model import methods, targets, weights
 from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.losses import LOSSES
@@ -172,6 +173,12 @@ def check(anatomy: Anatomy, request: Request) -> None:
             raise PeftsmithError(
                 f"There is no estimate for this {name}", value=value, next_step=f"Use {', '.join(values)}."
             )
+    if request.peft_type in known.bottlenecks():
+        raise PeftsmithError(
+            "No memory is estimated for bottleneck adapters, so that nothing can be planned by it",
+            value=request.method,
+            next_step="Plan with lora; then write the method into plan.yaml, without lora's fields, and generate.",
+        )
     if request.peft_type is not None and request.peft_type not in methods.METHODS:
         raise PeftsmithError(
             "There is no estimate for this method",
