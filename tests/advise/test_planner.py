@@ -1,6 +1,7 @@
 """From model and rows to a plan: values with reasons, refusals that leave nothing behind."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,15 @@ def test_a_method_that_cannot_work_leaves_nothing_behind(tmp_path, tiny_model, r
         with pytest.raises(PeftsmithError, match=said):
             planner.make(tmp_path / "p", planner.Wish(model=str(tiny_model), data=rows, intent=Intent(method=method)))
     assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "falcon_h1"])
+def test_what_is_recommended_is_not_refused_on_state_space_models(tmp_path, tiny_model, rows, model_type):
+    """Layers that no adapter works on are left out of the targets."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    (base / "model.safetensors").unlink()
+    (base / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+    made = planner.make(tmp_path / "p", planner.Wish(model=str(base), data=rows))
+    assert made.plan.method.target_modules
+    assert "dt_proj" not in made.plan.method.target_modules and "out_proj" not in made.plan.method.target_modules

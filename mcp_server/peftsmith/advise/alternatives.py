@@ -49,10 +49,10 @@ def _variants(anatomy: Anatomy, advice: Recommendation) -> Iterator[tuple[str, s
             yield f"{kind} on the unquantised base", "faster, no rounding; needs more memory", plain, False
         elif request.targets != "everything":
             yield f"{kind} on a 4-bit base (NF4)", "slower, rounding errors; needs less memory", plain, True
-    if kind == "LORA":
+    if kind == "LORA" and _has_attention(anatomy):
         small = replace(plain, rank=_LOW_RANK, targets="attention")
         yield "LORA of rank 8 on attention only", "smaller adapter; learns less", small, quantised
-    elif kind is not None:
+    elif kind not in (None, "LORA"):
         lora = replace(plain, method="lora", rank=None, options={})
         yield "LORA", "served by every engine, merges", lora, False
     if kind is not None and not anatomy.quantization:
@@ -60,6 +60,12 @@ def _variants(anatomy: Anatomy, advice: Recommendation) -> Iterator[tuple[str, s
         yield "all weights (FULL)", "most capacity, forgets most, no adapter; needs a reason", full, False
     if kind is None:
         yield "LORA", "an adapter: a fraction of the memory, forgets less", replace(plain, method="lora"), False
+
+
+def _has_attention(anatomy: Anatomy) -> bool:
+    from peftsmith.model import targets
+
+    return not anatomy.supported or targets.selection(anatomy, "attention") is not None
 
 
 def _row(

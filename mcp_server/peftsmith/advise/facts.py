@@ -14,6 +14,7 @@ from peftsmith.advise import updates
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods, packing
 from peftsmith.plan import ANSWER_TOKENS, TASK_TYPES, ServingTarget, Task
+from peftsmith.project import fitness_base
 
 if TYPE_CHECKING:
     from peftsmith.model.anatomy import Anatomy
@@ -235,7 +236,10 @@ def _places(anatomy: Anatomy, preset: str, facts: Mapping[str, Any]) -> tuple[An
     chosen = targets.selection(anatomy, preset, method=facts["peft_type"])
     if chosen is None:
         return "all-linear", []
-    return chosen.target_modules or None, list(chosen.target_parameters)
+    never = fitness_base.out_of_reach(anatomy.model_type, facts["peft_type"])
+    named = chosen.target_modules
+    within = named if isinstance(named, str) else [name for name in named if name not in never]
+    return within or None, list(chosen.target_parameters)
 
 
 def _ranks(anatomy: Anatomy, rows: Rows, fields: Mapping[str, Any]) -> dict[str, Any]:

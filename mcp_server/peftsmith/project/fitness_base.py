@@ -43,6 +43,12 @@ def judge(plan: FineTunePlan, config: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _step_of_architecture(plan, model_type)
 
 
+def out_of_reach(model_type: str, peft_type: str) -> tuple[str, ...]:
+    """Names of modules that an adapter of this type cannot be put on in models of this type."""
+    refused = ("out_proj", "conv1d") if model_type in _STATE_SPACE and peft_type in _CHECKED else ()
+    return (*refused, *_PAST_ADAPTERS.get(model_type, ()))
+
+
 def against_parameters(plan: FineTunePlan) -> list[str]:
     """Options that LoRA does not have on experts, which are parameters and no layers."""
     config = plan.method.config
@@ -224,8 +230,7 @@ def _targets(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     """Modules that PEFT refuses or that the model reads past an adapter (its weights only, or as a tuple)."""
     method = plan.method
     targets, excluded = method.target_modules, method.config.get("exclude_modules") or []
-    refused = ("out_proj", "conv1d") if model_type in _STATE_SPACE and method.peft_type in _CHECKED else ()
-    never = (*refused, *_PAST_ADAPTERS.get(model_type, ()))
+    never = out_of_reach(model_type, method.peft_type)
     linear = [name for name in never if name != "conv1d"]
     named = linear if targets == "all-linear" else targets if isinstance(targets, list) else []
     wrong = [name for name in named if name in never and name not in excluded]
