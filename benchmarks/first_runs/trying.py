@@ -17,7 +17,7 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
 from peftsmith.machine import environment as environments
 from peftsmith.machine.environment import Environment
-from peftsmith.project import generate, render, requirements, twin, vet
+from peftsmith.project import generate, proof_facts, requirements, twin, vet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROVEN, SWAPPED, REFUSED = "proven", "proven with swaps", "refused"
@@ -79,7 +79,7 @@ def _try(case: Case, project: Path, base: Path, environment: Environment | None)
     errors = _errors(vet.vet(project, environment))
     if errors:
         return {"outcome": "failed", "why": [f"{each.id}: {each.message}" for each in errors]}
-    stated = render.proof_facts(wanted, str(case.config.get("model_type")))
+    stated = proof_facts.facts_of(wanted, str(case.config.get("model_type")))
     return _proven(wanted, stated, twin.run_twin(project, environment))
 
 

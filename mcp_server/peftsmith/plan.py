@@ -1,19 +1,19 @@
 """plan.yaml: what a person wants, and nothing that was worked out.
 
-Knows: the fields of a fine-tuning plan, their limits, reading and editing YAML 1.2 with its comments, migrations.
-Does not know: what was resolved from it (lock.py), or whether its values are wise (advise/ and project/).
+Knows: the fields of a fine-tuning plan, their limits, what silence means, migrations.
+Does not know: YAML (plan_yaml.py), what was resolved from it (lock.py), or whether its values are wise (advise/ and
+project/).
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from peftsmith import files
+from peftsmith import files, plan_yaml
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods, starts
 from peftsmith.plan_adapters import MOST, RESERVED, Adapter, AdapterName, Share
@@ -206,7 +206,7 @@ def load(path: Path) -> FineTunePlan:
 
 def parse(text: str, *, name: str = PLAN_FILE) -> FineTunePlan:
     """The plan that `text` (YAML 1.2, no anchors) describes; every fault is named with its field."""
-    return validate(migrate(_document(text, name)), name=name)
+    return validate(migrate(plan_yaml.read(text, name)), name=name)
 
 
 def validate(document: Mapping[str, Any], *, name: str = PLAN_FILE) -> FineTunePlan:
@@ -246,34 +246,15 @@ def migrate(document: dict[str, Any]) -> dict[str, Any]:
 
 def dump(plan: FineTunePlan, comments: Mapping[str, str] | None = None) -> str:
     """YAML for a plan; `comments` maps a dotted field ("method.rank") to a remark that stands at its line's end."""
-    from ruamel.yaml.comments import CommentedMap
-
-    def commented(value: Mapping[str, Any], prefix: str) -> CommentedMap:
-        result = CommentedMap()
-        for key, item in value.items():
-            dotted = f"{prefix}{key}"
-            if dotted in ("adapters", "mixture") and not item:
-                continue  # most plans have one data set and no need of these words
-            result[key] = commented(item, dotted + ".") if isinstance(item, Mapping) else item
-            if comments and dotted in comments:
-                result.yaml_add_eol_comment(" ".join(files.clean(comments[dotted], 200).split()), key)
-        return result
-
-    return _emit(commented(plan.model_dump(mode="json"), ""))
+    document = plan.model_dump(mode="json")
+    # Most plans have one data set and no need of these words.
+    silent = [name for name in ("adapters", "mixture") if not document[name]]
+    return plan_yaml.written({name: value for name, value in document.items() if name not in silent}, comments or {})
 
 
 def edit(text: str, changes: Mapping[str, Any]) -> str:
     """`text` with dotted fields set to new values and every comment kept; the result is a valid plan."""
-    tree = _yaml().load(text)
-    for dotted, value in changes.items():
-        *parents, key = dotted.split(".")
-        node = tree
-        for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
-            node = node[parent]
-        node[key] = value
-    edited = _emit(tree)
+    edited = plan_yaml.edited(text, changes)
     parse(edited)
     return edited
 
@@ -311,38 +292,6 @@ def _can_checkpoint(method: Any) -> bool:
 
 def _plan_file(path: Path) -> Path:
     return path / PLAN_FILE if path.is_dir() else path
-
-
-def _yaml() -> Any:
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="rt", pure=True)
-    yaml.width = 4096
-    yaml.preserve_quotes = True
-    return yaml
-
-
-def _emit(tree: Any) -> str:
-    stream = io.StringIO()
-    _yaml().dump(tree, stream)
-    return stream.getvalue()
-
-
-def _document(text: str, name: str) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-    from ruamel.yaml.tokens import AliasToken, AnchorToken
-
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        if any(isinstance(token, (AliasToken, AnchorToken)) for token in yaml.scan(text)):
-            raise PeftsmithError("A plan may not use YAML anchors", value=name, next_step="Write the values out.")
-        document = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise PeftsmithError(f"{Path(name).name} is not valid YAML: {error}", next_step="Correct the line.") from error
-    if not isinstance(document, dict):
-        raise PeftsmithError(f"{Path(name).name} does not hold a plan", next_step="Write the plan with plan_finetune.")
-    return document
 
 
 def _fault(error: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from peftsmith.knowledge import methods
+from peftsmith.knowledge import method_options, methods
 
 # Control characters, and the line separators that YAML would fold into a space.
 _PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]*")
@@ -83,7 +83,7 @@ class Method(Part):
 
     @model_validator(mode="after")
     def _fits_peft(self) -> Method:
-        faults = methods.faults_of(self.peft_type, self.first_class(), self.config)
+        faults = method_options.faults_of(self.peft_type, self.first_class(), self.config)
         if self.peft_type == methods.FULL and not self.reason:
             faults.append("full fine-tuning needs method.reason: why an adapter is not enough")
         if self.peft_type == methods.FULL and self.quantization is not None:

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from benchmarks.first_runs import cases
 from peftsmith import plan
 from peftsmith.errors import PeftsmithError
-from peftsmith.knowledge import methods
-from peftsmith.project import generate, notebook, render, settings
+from peftsmith.knowledge import method_options, methods
+from peftsmith.project import facts, generate, notebook, render, settings
 from tests import credentials
 from tests.project.plans import lock_for, make, write_project
 from tests.project.text_fields import filled, text_fields
@@ -54,7 +54,7 @@ def _values(field: str, way: str, value: str, document: dict[str, Any]) -> list[
     if field == "method.config":
         own = document["method"]["config"]
         return [{**own, **_options(document["method"]["peft_type"], value)} if way == "values" else {**own, value: 1}]
-    held = filled(way, value, render.ROW_COLUMNS.get(document["data"]["format"], ()))
+    held = filled(way, value, facts.ROW_COLUMNS.get(document["data"]["format"], ()))
     return [held, f"{value}.jsonl"] if way == "text" else [held] if held else []
 
 
@@ -63,7 +63,7 @@ def _options(peft_type: str, value: str) -> dict[str, Any]:
     known = methods.method(peft_type)
     ways = (value, [value, f"{value}2"], {value: 8}, {value: value})
     fitting = {
-        name: [way for way in ways if not list(methods.faults(known, {name: way}))]
+        name: [way for way in ways if not list(method_options.faults(known, {name: way}))]
         for name in known.fields
         if name not in known.needs
     }
@@ -100,7 +100,7 @@ def _usable(document: dict[str, Any]) -> plan.FineTunePlan | None:
     """The plan, or None when it is refused before anything is rendered."""
     try:
         made = plan.validate(document)
-        render._facts(made, lock_for(made))
+        facts.facts_of(made, lock_for(made))
     except PeftsmithError:
         return None
     return made

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from peftsmith import assets, secrets
 from peftsmith.errors import PeftsmithError
 from peftsmith.plan import LABELLED, TASK_FORMATS, flatten
-from peftsmith.project import literal, render, requirements, settings
+from peftsmith.project import facts, literal, proof_facts, render, requirements, settings
 from tests.conftest import REPOSITORY
 from tests.project.plans import COMMIT, lock_for, make
 
@@ -222,7 +222,7 @@ def test_only_what_the_plan_needs(rendered):
         wanted.task in ("classification", "sequence_classification")
     )
     assert ("LABELS = [" in files["train.py"]) == wanted.task.endswith("classification")
-    assert ("merge.py" in files) == render.proof_facts(wanted, "llama")["merges"]
+    assert ("merge.py" in files) == proof_facts.facts_of(wanted, "llama")["merges"]
     assert ("eval_strategy" in files["train.py"]) == bool(wanted.data.eval)
     assert "BitsAndBytesConfig" not in files.get("merge.py", "")
     assert ("HF_TOKEN=your_hugging_face_token_here" in files[".env.example"]) == bool(wanted.base.revision)
@@ -308,13 +308,13 @@ def test_names_match_their_pattern(value):
 
 def test_a_template_cannot_print_an_unfiltered_value():
     environment = render._environment()
-    facts = {"value": 'x"; import os #', "plan": {"name": "tickets"}}
-    assert environment.from_string("{{ value | literal }}").render(facts) == "'x\"; import os #'"
+    told = {"value": 'x"; import os #', "plan": {"name": "tickets"}}
+    assert environment.from_string("{{ value | literal }}").render(told) == "'x\"; import os #'"
     for source in ("{{ value }}", "{{ plan.name }}", "{{ value | literal ~ value }}", "{{ missing }}"):
         with pytest.raises(Exception, match=r"unfiltered|undefined"):
-            environment.from_string(source).render(facts)
+            environment.from_string(source).render(told)
     with pytest.raises(Exception, match=r"undefined|unsafe"):
-        environment.from_string("{{ value.__class__.__mro__ | literal }}").render(facts)
+        environment.from_string("{{ value.__class__.__mro__ | literal }}").render(told)
 
 
 def test_every_template_is_used():
@@ -326,7 +326,7 @@ def test_every_template_is_used():
         "merge.py.j2",
         "train_bottleneck.py.j2",
     }
-    named |= {f"{name}_{kind}.py.j2" for name in ("train", "infer", "evaluate") for kind in render.KINDS.values()}
+    named |= {f"{name}_{kind}.py.j2" for name in ("train", "infer", "evaluate") for kind in facts.KINDS.values()}
     named |= {name for source in sources.values() for name in re.findall(r'include "([^"]+)"', source)}
     assert named == set(sources)
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from peftsmith.knowledge import methods
+from peftsmith.knowledge import method_options, methods
 from peftsmith.worker import client
 
 pytestmark = pytest.mark.training
@@ -38,4 +38,6 @@ def test_the_committed_file_is_what_the_installed_peft_says(environment):
     for name, options in TAKEN:
         known = methods.method(name)
         named = set(known.names.values())
-        assert list(methods.faults(known, {key: value for key, value in options.items() if key not in named})) == []
+        assert (
+            list(method_options.faults(known, {key: value for key, value in options.items() if key not in named})) == []
+        )

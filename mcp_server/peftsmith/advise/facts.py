@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peftsmith.advise import updates
 from peftsmith.errors import PeftsmithError
-from peftsmith.knowledge import methods, packing
+from peftsmith.knowledge import method_options, methods, packing
 from peftsmith.plan import ANSWER_TOKENS, TASK_TYPES, ServingTarget, Task
 from peftsmith.project import fitness_base
 
@@ -222,7 +222,7 @@ def of_targets(anatomy: Anatomy, rows: Rows, intent: Intent, facts: Mapping[str,
 
 def _refuse_incomplete(peft_type: str, modules: Any, config: Mapping[str, Any]) -> None:
     given = {"target_modules": modules} if modules and peft_type != methods.FULL else {}
-    faults = methods.faults_of(peft_type, given, config)
+    faults = method_options.faults_of(peft_type, given, config)
     if faults:
         raise PeftsmithError("; ".join(faults), value=peft_type, next_step="Give or correct these fields in `config`.")
 

@@ -1,8 +1,9 @@
 """Every PEFT method as the control plane knows it: what its config takes, and what is known of how it behaves.
 
 Knows: knowledge/peft_methods.json and bottleneck.json (read out of the libraries by worker/jobs/methods.py and
-bottleneck.py) and knowledge/methods.toml (experience), and how to hold a plan's options against them.
-Does not know: PEFT itself, which the control plane never imports, or whether a choice is wise (advise/).
+bottleneck.py) and knowledge/methods.toml (experience).
+Does not know: PEFT itself, which the control plane never imports, whether a plan's options fit (method_options.py), or
+whether a choice is wise (advise/).
 
 Make both files anew, for other versions, with: python -m peftsmith.knowledge.methods
 """
@@ -12,9 +13,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -28,7 +28,6 @@ FILE = "peft_methods.json"
 # Bottleneck adapters are no PeftTypes: another library has them (worker/jobs/bottleneck.py reads it).
 BOTTLENECK_FILE = "bottleneck.json"
 _DECOMPOSING = ("pissa", "olora", "eva", "orthogonal", "corda", "loftq", "lora_ga", "mica")
-_PICKS_LAYERS = re.compile(r"\.[(\[]?\d|\d[)\]]?\\?\.")  # a pattern with a layer's number in it
 # Fields that the scripts set themselves, so that a plan may not.
 SET_BY_SCRIPT = frozenset({"task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_type"})
 # What PEFT works out from the base model.
@@ -50,7 +49,7 @@ class Method:
     quantised base on which its layers answer in float32, `adds_in_place` those on which layers with a bias fail,
     `takes_conv1d`: it adapts GPT-2's transposed layers. `tasks` are PEFT's task types. `own_forward`: TRL's fused head
     does not reach its loss. `packs`: rows of one sequence stay apart.
-    `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (twin_head).
+    `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (project/proof_facts.py).
     `by_task` names the field that counts the tasks of a method which is told the task of every row.
     `alters_base` are values of init_lora_weights that change the base, `only_converted` those of them whose adapter
     loads only after it was turned into plain LoRA, `unconverted` options that stand against that (starts.py).
@@ -202,131 +201,6 @@ def why_refused(known: Method, name: str, value: Any) -> str | None:
 def decomposes(options: Mapping[str, Any]) -> bool:
     """Does LoRA start from a decomposition of each adapted matrix, or of what goes into it?"""
     return str(options.get("init_lora_weights", "")).startswith(_DECOMPOSING)
-
-
-def twin_head(known: Method, options: Mapping[str, Any]) -> int:
-    """How wide an attention head of a cut-down model must be for the plan's own numbers to fit it: 16, or more.
-
-    Block sizes have to divide every width, and what starts from a decomposition needs widths of its rank at least.
-    """
-
-    def of(name: str) -> int:
-        value = options.get(name, known.fields[name]["default"])
-        return value if isinstance(value, int) else 0
-
-    needed = [16, known.twin_width, *(of(name) for name in known.divides)]
-    if known.decomposes or decomposes(options):
-        # LoRA-GA takes twice as many directions of a gradient as the rank.
-        times = 2 if options.get("init_lora_weights") == "lora_ga" else 1
-        needed.append(-(-times * of(known.names["rank"]) // 32) * 16 if "rank" in known.names else 0)
-    if known.sparse:
-        needed.append(-(-of(known.names["rank"]) // 16) * 32)
-    return max(needed)
-
-
-def twin_layers(options: Mapping[str, Any]) -> int | None:
-    """How many layers a cut-down model must have at least, so that the layers which the plan names are there.
-
-    None: all of them, as the plan picks layers by a pattern.
-    """
-    chosen = options.get("layers_to_transform")
-    numbers = [chosen] if isinstance(chosen, int) else list(chosen or ())
-    repeated = [int(each[-1]) for each in options.get("layer_replication") or () if each]
-    needed: list[int] = [options.get("adapter_layers") or 0, *repeated, *(number + 1 for number in numbers)]
-    for field_name in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
-        named = options.get(field_name)
-        if isinstance(named, str) and _PICKS_LAYERS.search(named):
-            return None
-        names = named if isinstance(named, list) else []
-        needed += [int(part) + 1 for name in names for part in name.split(".") if part.isdigit()]
-    return max(needed)
-
-
-def faults_of(name: str, first_class: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a plan's method, one sentence each: its name, the plan's own fields, PEFT's fields."""
-    if name == FULL:
-        return [f"full fine-tuning has no {each}" for each in (*first_class, *options)]
-    try:
-        known = method(name)
-    except PeftsmithError as error:
-        return [f"{error.cause} ({name})"]
-    found = [f"{name} has no {each}" for each in first_class if each not in known.names]
-    found += faults(known, options)
-    given = {known.names[each] for each in first_class if each in known.names} | {
-        each for each, value in options.items() if value is not None
-    }
-    found += [f"{name} needs method.config.{each}" for each in known.needs if each not in given]
-    return found
-
-
-def faults(known: Method, options: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the fields that a plan gives for PEFT's config, one sentence each."""
-    plain = {config_field: name for name, config_field in known.names.items()}
-    for name, value in options.items():
-        if name in SET_BY_SCRIPT or name in FROM_MODEL:
-            yield f"{name} is set by the scripts or by PEFT, not by the plan"
-        elif name in plain:
-            yield f"{name} is written as method.{plain[name]}"
-        elif name not in known.fields:
-            near = difflib.get_close_matches(name, [*known.fields, *known.names], 1)
-            yield f"{known.config} has no field {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
-        elif not fits(value, known.fields[name]["type"]):
-            yield f"{name} takes {described(known.fields[name]['type'])}, not {json.dumps(value)[:60]}"
-
-
-def fits(value: Any, alternatives: list[Any]) -> bool:
-    """Is a plain value one of a field's alternatives?"""
-    return any(_is(value, each) for each in alternatives)
-
-
-def described(alternatives: list[Any]) -> str:
-    """A field's type in words."""
-    return " or ".join(dict.fromkeys(_words(each) for each in alternatives))
-
-
-def _is(value: Any, alternative: Any) -> bool:
-    if isinstance(alternative, str):
-        return {
-            "int": isinstance(value, int) and not isinstance(value, bool),
-            "float": isinstance(value, (int, float)) and not isinstance(value, bool),
-            "str": isinstance(value, str),
-            "bool": isinstance(value, bool),
-            "null": value is None,
-            "any": True,
-        }[alternative]
-    if "choices" in alternative:
-        return any(_chosen(value, choice) for choice in alternative["choices"])
-    if "list" in alternative:
-        return isinstance(value, list) and all(fits(each, alternative["list"]) for each in value)
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        return False
-    if "object" in alternative:
-        return all(fits(each, alternative["object"]) for each in value.values())
-    inner = alternative["fields"]
-    return all(key in inner and fits(each, inner[key]["type"]) for key, each in value.items())
-
-
-def _chosen(value: Any, choice: Any) -> bool:
-    """PEFT writes "pissa_niter_[number of iters]" for a name that ends with a number."""
-    if isinstance(choice, str) and "[" in choice:
-        return isinstance(value, str) and re.fullmatch(re.sub(r"\[.*?\]", "[0-9]+", choice), value) is not None
-    return type(value) is type(choice) and bool(value == choice)
-
-
-def _words(alternative: Any) -> str:
-    if isinstance(alternative, str):
-        return {
-            "int": "a whole number",
-            "float": "a number",
-            "str": "text",
-            "bool": "true or false",
-            "any": "a value",
-        }.get(alternative, alternative)
-    if "choices" in alternative:
-        return "one of " + ", ".join(map(str, alternative["choices"]))
-    if "list" in alternative:
-        return f"a list of {described(alternative['list'])}"
-    return "a mapping of " + (", ".join(alternative["fields"]) if "fields" in alternative else "names to values")
 
 
 @cache

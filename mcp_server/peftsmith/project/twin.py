@@ -18,7 +18,7 @@ from peftsmith import __version__, files, lock, plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.model import source
-from peftsmith.project import render, requirements, together
+from peftsmith.project import proof_facts, requirements, together
 from peftsmith.worker import client, skeleton
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ def run_twin(project: Path, environment: Environment) -> Twin:
                 "config": opened.config,
                 "tokenizer": str(tokenizer),
                 "plan": wanted.model_dump(mode="json"),
-                "scripts": render.proof_facts(wanted, model_type),
+                "scripts": proof_facts.facts_of(wanted, model_type),
                 "adapters": {
-                    name: {"plan": one.model_dump(mode="json"), "scripts": render.proof_facts(one, model_type)}
+                    name: {"plan": one.model_dump(mode="json"), "scripts": proof_facts.facts_of(one, model_type)}
                     for name, one in (wanted.alone().items() if wanted.adapters else ())
                 },
                 "combines": together.combines(wanted),
