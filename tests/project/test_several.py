@@ -13,7 +13,7 @@ import pytest
 from peftsmith import files, lock, plan
 from peftsmith.errors import PeftsmithError
 from peftsmith.knowledge import methods
-from peftsmith.project import check, fitness, mask, render, settings, twin, vet
+from peftsmith.project import check, drift, fitness, mask, render, twin, vet
 from peftsmith.worker import client
 from tests.advise import models
 from tests.project import several
@@ -155,17 +155,17 @@ def test_scripts_are_laid_out_by_hand_and_drift_is_seen(kind, tmp_path, tiny_mod
         )
         assert done.returncode == 0, done.stdout
     wanted = plan.load(project)
-    assert settings.drift(project, wanted) == []
+    assert drift.find(project, wanted) == []
     if kind == "own prompts":
         edit(project / "train.py", "data/billing/train.jsonl", "data/billing/other.jsonl")
-        (drifted,) = settings.drift(project, wanted)
+        (drifted,) = drift.find(project, wanted)
         assert drifted.evidence["to_plan"] == {"adapters.billing.train": "data/billing/other.jsonl"}
         changed = plan.parse(plan.edit(files.read_text(project / plan.PLAN_FILE), drifted.evidence["to_plan"]))
         assert changed.adapters["billing"].train == "data/billing/other.jsonl"
     if kind == "weighted mixture":
         edit(project / "train.py", "data/billing/train.jsonl", "data/billing/other.jsonl")
         edit(project / "train.py", '"delivery": 1.5', '"delivery": 2.0')
-        (drifted,) = settings.drift(project, wanted)
+        (drifted,) = drift.find(project, wanted)
         to_plan = {"mixture.billing.train": "data/billing/other.jsonl", "mixture.delivery.weight": 2.0}
         assert drifted.evidence["to_plan"] == to_plan
 
@@ -354,11 +354,11 @@ def test_scripts_of_other_tasks_are_laid_out_by_hand_and_drift_is_seen(task, kin
         done = subprocess.run(argv, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stdout
     wanted = plan.load(project)
-    assert settings.drift(project, wanted) == []
+    assert drift.find(project, wanted) == []
     assert vet.vet(project, None) == [] or all(each.severity == "unknown" for each in vet.vet(project, None))
     if kind == "own" and task.endswith("classification"):
         edit(project / "infer.py", '"late"', '"too late"')
-        (drifted,) = settings.drift(project, wanted)
+        (drifted,) = drift.find(project, wanted)
         assert drifted.evidence["to_plan"] == {"adapters.delivery.labels": ["early", "too late"]}
 
 

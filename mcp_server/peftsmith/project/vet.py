@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from peftsmith import files, lock, plan, secrets
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
-from peftsmith.project import calls, notebook, requirements, settings, signatures
+from peftsmith.project import calls, drift, notebook, requirements, signatures
 
 if TYPE_CHECKING:
     from peftsmith.machine.environment import Environment
@@ -70,7 +70,7 @@ def vet(project: Path, environment: Environment | None) -> list[Finding]:
             findings += signatures.old_spellings(path.name, parsed[path.name])
     findings += _lint(project, [path for path in scripts if path.name in parsed])
     findings += signatures.check(parsed, environment, todays=todays)
-    findings += settings.drift(project, wanted)
+    findings += drift.find(project, wanted)
     named = {*locked.files, plan.PLAN_FILE, lock.LOCK_FILE, *(path.name for path in scripts)}
     findings += _secrets(project, named - {notebook.FILE})
     findings += notebook.judge(project)
