@@ -33,6 +33,8 @@ SCRIPT = """
                 "full_layer_types": kinds(transformers.AutoConfig.for_model(name)),
                 "tied": model.config.tie_word_embeddings,
                 "full_tied": config["tie_word_embeddings"],
+                "widest": max(max(each.weight.shape) for name, each in model.named_modules()
+                              if isinstance(each, torch.nn.Linear) and "head" not in name),
             }
     depths = []
     for layers in (2, 12, None):
@@ -52,12 +54,14 @@ ARCHITECTURES = {
 }
 # Widths that differ by layer, hang on each other, or have names of their own.
 ODD = ("gemma4_text", "zamba2", "rwkv")
+# Each has the width of its feed-forward layers by another name.
+WIDE = ("opt", "falcon", "llama4_text", "granitemoeshared", "deepseek_v3", "recurrent_gemma", "ctrl")
 
 
 @pytest.mark.training
 def test_every_architecture_becomes_a_small_one_of_its_own_kind(training_python, tiny_model):
     run = subprocess.run(
-        [training_python, "-c", textwrap.dedent(SCRIPT), str(tiny_model), *ARCHITECTURES, *ODD],
+        [training_python, "-c", textwrap.dedent(SCRIPT), str(tiny_model), *ARCHITECTURES, *ODD, *WIDE],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY / "mcp_server"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -70,6 +74,8 @@ def test_every_architecture_becomes_a_small_one_of_its_own_kind(training_python,
     for name in ODD:
         assert seen["found"][name]["finite"] and seen["found"][name]["parameters"] < 20_000_000, name
         assert seen["found"][name]["layer_types"] == seen["found"][name]["full_layer_types"], name
+    for name in WIDE:
+        assert seen["found"][name]["finite"] and seen["found"][name]["widest"] <= 800, name
     for name in ARCHITECTURES:
         made = seen["found"][name]
         assert made["architecture"] == ARCHITECTURES[name]

@@ -158,11 +158,10 @@ def of_method(anatomy: Anatomy, intent: Intent, peft_type: str) -> dict[str, Any
             value=peft_type,
             next_step="Give the rows of the other tasks as others, with mix; or take lora for rows of one kind.",
         )
-    quantisable = 4 in known.quantised and anatomy.model_type not in known.fails_quantised
     return {
         "peft_type": peft_type,
         "adapts_linear": known.defaults.get("target_modules") == "all-linear",
-        "quantisable": quantisable and not anatomy.quantization,
+        "quantisable": 4 in known.quantised and not anatomy.quantization,
         "goes_back": methods.resumes(known, intent.config),
         **_of_step(anatomy, intent, known),
     }

@@ -45,10 +45,9 @@ class Method:
     plan's values where it is silent, `with_rank` more of them for a plan that gives a rank, `needs` the fields without
     which PEFT cannot build the adapter. `merges` and `resumes` hold for a plain base, and unless an option of
     `unmerged` or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on` are model types that
-    it fails on, `only_on` the only ones, `fails_quantised` those it fails on when quantised; `widens` are bits of a
-    quantised base on which its layers answer in float32, `adds_in_place` those on which layers with a bias fail,
-    `takes_conv1d`: it adapts GPT-2's transposed layers. `tasks` are PEFT's task types. `own_forward`: TRL's fused head
-    does not reach its loss. `packs`: rows of one sequence stay apart.
+    it fails on, `only_on` the only ones; `widens` are bits of a quantised base on which its layers answer in float32,
+    `adds_in_place` those on which layers with a bias fail. `takes_conv1d`: it adapts GPT-2's transposed layers. `tasks`
+    are PEFT's task types. `own_forward`: TRL's fused head does not reach its loss. `packs`: packed rows stay apart.
     `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (project/proof_facts.py).
     `by_task` names the field that counts the tasks of a method which is told the task of every row.
     `alters_base` are values of init_lora_weights that change the base, `only_converted` those of them whose adapter
@@ -93,7 +92,6 @@ class Method:
     learning_rate: tuple[float, float] | None = None
     fails_on: tuple[str, ...] = ()
     only_on: tuple[str, ...] = ()
-    fails_quantised: tuple[str, ...] = ()
     widens: tuple[int, ...] = ()
     adds_in_place: tuple[int, ...] = ()
     takes_conv1d: bool = True

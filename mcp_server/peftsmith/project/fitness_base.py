@@ -174,10 +174,7 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
     if not known.takes_conv1d and transposed and _modules(model_type, "conv1d"):
         message = f"{known.name} does not adapt the Conv1D layers of {model_type} models."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
-    if model_type in known.fails_quantised and plan.method.quantization:
-        message = f"{known.name} does not train on a quantised {model_type} model."
-        yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
-    elif plan.method.quantization and plan.method.quantization.bits in known.adds_in_place and _has_bias(model_type):
+    if plan.method.quantization and plan.method.quantization.bits in known.adds_in_place and _has_bias(model_type):
         message = f"{known.name} does not train on {model_type} in {plan.method.quantization.bits} bits: it has biases."
         yield finding("plan.method.architecture", message, method=known.name, model_type=model_type)
     elif _widens(plan, known) and (layers := _strict(model_type)):

@@ -18,6 +18,17 @@ CHUNK = 32  # tokens that a state-space layer scans at a time
 LARGEST = 500_000_000  # parameters; a twin must not fill the memory of a laptop
 # Small enough to be fast, different from each other so that a transposed weight cannot pass unnoticed.
 EXPERTS, EXPERTS_PER_TOKEN, EXPERT_INTERMEDIATE = 4, 2, 48
+# By what names configurations have the width of their feed-forward layers. One that is missed leaves a twin wide there,
+# which costs methods that work with square matrices (BOFT) minutes.
+FEED_FORWARD = (
+    "intermediate_size", "intermediate_size_mlp", "dense_intermediate_size", "shared_intermediate_size", "ffn_dim",
+    "ffn_hidden_size", "feed_forward_size", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "dff", "dim_ff", "hidden_dim",
+    "d_inner", "n_inner",
+)  # fmt: skip
+EXPERT_WIDTHS = (
+    "moe_intermediate_size", "shared_expert_intermediate_size", "shared_experts_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+)  # fmt: skip
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -124,28 +135,15 @@ def cut_down(config: Any, head: int = HEAD, layers: int | None = LAYERS) -> None
 
 def _cut_down(text: Any, head: int, layers: int | None) -> None:
     hidden = _heads(text, head)
-    _set(
-        text,
-        2 * hidden + head,
-        "intermediate_size",
-        "d_ff",
-        "encoder_ffn_dim",
-        "decoder_ffn_dim",
-        "hidden_dim",
-        "d_inner",
-    )
+    _set(text, 2 * hidden + head, *FEED_FORWARD)
+    _set(text, 2 * head, "q_lora_rank", "kv_lora_rank", "o_lora_rank")
     _set(text, head // 2, "rotary_dim")
     _set(text, head, "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "d_kv")
     _set(text, 2 * head, "qk_head_dim")
     _set(text, head, "hidden_size_per_layer_input")
     _set(text, EXPERTS, "num_local_experts", "num_experts", "n_routed_experts")
     _set(text, EXPERTS_PER_TOKEN, "num_experts_per_tok")
-    _set(
-        text,
-        max(EXPERT_INTERMEDIATE, 3 * head if head > HEAD else 0),
-        "moe_intermediate_size",
-        "shared_expert_intermediate_size",
-    )
+    _set(text, max(EXPERT_INTERMEDIATE, 3 * head if head > HEAD else 0), *EXPERT_WIDTHS)
     if getattr(text, "topk_group", None):
         text.n_group = text.topk_group = 1
     _linear_attention(text, head)
@@ -162,7 +160,7 @@ def _heads(text: Any, head: int) -> int:
     width = old_hidden / (heads * old_rotary) if old_rotary else 1.0  # 1.0 unless the head size is explicit
     hidden = max(2 * head, round(small * width) * head)
     _set(text, hidden, "hidden_size", "d_model", "embedding_size", "word_embed_proj_dim", "pooler_hidden_size",
-         "attention_hidden_size", "cross_attention_hidden_size")  # fmt: skip
+         "attention_hidden_size", "cross_attention_hidden_size", "lru_width")  # fmt: skip
     _set(text, small, "num_attention_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
     _set(text, kv_heads, "num_key_value_heads", "num_kv_heads")
     _set(text, head, "head_dim", "d_head")
