@@ -92,7 +92,7 @@ def test_edits_and_the_plans_change_are_merged_and_shown_until_the_file_is_delet
         written = generate.generate(project)
         assert {"path": "train.py", "action": action} in written.files
         assert script.read_text(encoding="utf-8") == mine.replace("RANK = 4", "RANK = 64")
-        [found] = written.findings
+        found = next(each for each in written.findings if each.severity != "unknown")
         assert found.id == "project.file.edited" and found.evidence["file"] == "train.py"
         assert '+print("mine")' in found.evidence["diff"] and "RANK" not in found.evidence["diff"]
         assert token not in found.evidence["diff"]
@@ -169,7 +169,9 @@ def test_an_edit_that_equals_the_new_text_is_unchanged(project):
     text = (project / "train.py").read_text(encoding="utf-8").replace("RANK = 4", "RANK = 64")
     (project / "train.py").write_text(text, encoding="utf-8")
     written = generate.generate(project)
-    assert {"path": "train.py", "action": "unchanged"} in written.files and written.findings == []
+    assert {"path": "train.py", "action": "unchanged"} in written.files
+    # The base is not here, and nobody has looked at the edited plan before.
+    assert [each.id for each in written.findings] == ["plan.base.unreadable"]
 
 
 @pytest.mark.parametrize(("step", "survives"), [("stage", 0), ("stage", 3), ("move", 0), ("move", 4), ("lock", 7)])
@@ -230,7 +232,11 @@ def test_a_plan_without_test_rows_says_so_and_its_old_evaluation_stays(project):
     generate.generate(project)
     _edit_plan(project, **{"data.test": None})
     written = generate.generate(project)
-    assert {each.id for each in written.findings} == {"project.file.stale", "project.evaluate.no_rows"}
+    assert {each.id for each in written.findings} == {
+        "project.file.stale",
+        "project.evaluate.no_rows",
+        "plan.base.unreadable",
+    }
     assert "evaluate.py" not in lock.load(project).files and (project / "evaluate.py").exists()
 
 
@@ -239,9 +245,9 @@ def test_a_plan_edited_away_from_its_lock_is_an_error_finding(project):
     rows["test"] = rows["train"].model_copy(update={"path": "data/test.jsonl"})
     lock.save(project, lock.load(project).model_copy(update={"data": rows}))
     assert generate.generate(project).findings == []
-    _edit_plan(project, **{"base.model": "other/model", "data.train": "data/test.jsonl"})
-    [found] = generate.generate(project).findings
-    assert found.id == "project.lock.stale" and found.severity == "error"
+    _edit_plan(project, **{"base.model": "other/model", "data.train": "data/other.jsonl"})
+    found, unread = generate.generate(project).findings[::-1]
+    assert unread.id == "plan.base.unreadable" and found.id == "project.lock.stale" and found.severity == "error"
     assert found.evidence["fields"] == ["data.train", "base.model"]
 
 

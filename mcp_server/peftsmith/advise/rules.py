@@ -42,10 +42,11 @@ Seen = Mapping[str, Any] | None
 Rule = Callable[[FineTunePlan], Seen]
 
 
-def check(plan: FineTunePlan, anatomy: Anatomy | None) -> list[Finding]:
-    """Findings about a plan; without an anatomy what needs one is reported as unknown."""
+def check(plan: FineTunePlan, anatomy: Anatomy | None, config: Mapping[str, Any] | None = None) -> list[Finding]:
+    """Findings about a plan. Without an anatomy what needs one is reported as unknown; `config`, the base's
+    config.json or what is known of it, then says what it can."""
     found = together.each_alone(plan, lambda one: judge(one, RULES) + judge(one, rules_serving.RULES))
-    found += fitness.judge(plan, None if anatomy is None else {"model_type": anatomy.model_type})
+    found += fitness.judge(plan, config if anatomy is None else anatomy.config)
     if anatomy is None:
         return [*found, finding("plan.base.unreadable", model=plan.base.model)]
     return [*found, *together.each_alone(plan, lambda one: rules_model.check(one, anatomy))]
@@ -122,9 +123,12 @@ def _whole_modules(plan: FineTunePlan) -> Seen:
 
 
 def _same_file(plan: FineTunePlan) -> Seen:
-    named = list(plan.splits().values())
-    same = sorted({name for name in named if named.count(name) > 1})
-    return seen(same, files=same)
+    named = plan.splits()
+    same = {file for file in named.values() if list(named.values()).count(file) > 1}
+    if same & {file for split, file in named.items() if split.endswith("train")}:
+        return seen(same, files=sorted(same))
+    message = "eval and test are the same file: rows that choose the checkpoint are no test of it."
+    return seen(same, severity="warning", message=message, files=sorted(same))
 
 
 def _labels_alike(plan: FineTunePlan) -> Seen:

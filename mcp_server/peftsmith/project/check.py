@@ -18,7 +18,7 @@ from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding, finding
 from peftsmith.machine import environment as environments
 from peftsmith.model import source
-from peftsmith.project import fitness, mask, requirements, vet
+from peftsmith.project import mask, plan_check, requirements, vet
 from peftsmith.project import twin as twins
 from peftsmith.project.foreign import check as foreign
 
@@ -57,7 +57,7 @@ def check(project: Path, *, twin: bool = True) -> Checked:
     environment = environments.require(project, library=requirements.library(wanted))
     before = _state(project, locked, wanted)
     data, findings = _data(project, wanted, locked)
-    findings += [*_base(wanted, locked), *fitness.on_device(wanted, locked.device)]
+    findings += _base(wanted, locked)
     vetted = vet.vet(project, environment)
     findings += vetted
     proofs: dict[str, Any] = {"vet": {"ok": not _errors(vetted), "findings": sorted({each.id for each in vetted})}}
@@ -152,7 +152,7 @@ def _base(wanted: plan.FineTunePlan, locked: lock.Lock) -> list[Finding]:
     now = files.sha256_file(opened.small / "config.json") if (opened.small / "config.json").is_file() else None
     if was is not None and was != now:
         changed["config.json"] = [was, now]
-    found = [each for each in fitness.judge(wanted, opened.config) if each.severity == "error"]
+    found = plan_check.judge_on(wanted, locked, opened)
     if changed:
         message = f"The base has changed since planning: {', '.join(changed)}"
         found.append(finding("project.base.changed", message, **changed))

@@ -8,13 +8,10 @@ its scripts work (vet.py, twin.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from peftsmith import files
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods, packing, starts
-from peftsmith.lock import Lock
 from peftsmith.plan import FineTunePlan
 from peftsmith.plan_method import Method
 from peftsmith.project import fitness_base, together
@@ -69,17 +66,6 @@ def on_device(plan: FineTunePlan, device: Mapping[str, Any] | None) -> list[Find
     named = ".".join(map(str, capability))
     message = f"bf16 needs compute capability 8.0; the GPU that this was planned for has {named}."
     return [finding("plan.precision.device", message, capability=named)]
-
-
-def base_config(lock: Lock) -> dict[str, Any] | None:
-    """config.json of the base that the lock names, where it lies on this machine; None elsewhere."""
-    folder = lock.base.get("folder")
-    place = Path(str(folder)) / "config.json" if folder else None
-    if place is None or not place.is_file():
-        known = lock.base.get("model_type")
-        return {"model_type": known} if known else None
-    config = files.read_json(place)
-    return config if isinstance(config, dict) else None
 
 
 def _method(plan: FineTunePlan) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from peftsmith import files, lock, plan
 from peftsmith.finding import Finding, finding
-from peftsmith.project import fitness, notebook, regenerate, render
+from peftsmith.project import notebook, plan_check, regenerate, render
 from peftsmith.secrets import allowed, find_in_text, title
 
 
@@ -33,19 +33,17 @@ def generate(project: Path) -> Written:
 
     A file that a person has edited keeps the edits: lines that the plan changes meanwhile are merged in, and
     `project.file.edited` shows how the file differs from a generated one. Where both change the same lines, no file is
-    written at all, and `project.file.conflict` shows the places. A method, task, base and quantisation that do not go
-    together are refused: then no file is written, and findings say why. If anything changes, the last check's digest
+    written at all, and `project.file.conflict` shows the places. A plan that is wrong on its base (plan_check.py) is
+    refused: then no file is written, and findings say why. If anything changes, the last check's digest
     is void. Raises PeftsmithError for a plan that cannot be rendered, a full disk, or a folder in a file's place; then
     every file is as before.
     """
     plan_text = files.read_text(project / plan.PLAN_FILE)
     wanted_plan = plan.parse(plan_text)
     before = lock.load(project)
-    refused = [
-        *fitness.judge(wanted_plan, fitness.base_config(before)),
-        *fitness.on_device(wanted_plan, before.device),
-    ]
-    if any(each.severity == "error" for each in refused):
+    judged = plan_check.judge(wanted_plan, before)
+    refused = [each for each in judged if each.severity == "error"]
+    if refused:
         return Written([], refused)
     rendered = render.render(wanted_plan, before)
     leaks = list(_credentials({plan.PLAN_FILE: plan_text, **rendered}))
@@ -63,7 +61,7 @@ def generate(project: Path) -> Written:
     )
     findings = [fate.finding for _, fate in sorted(fates.items()) if fate.finding is not None]
     if any(fate.action == "refused" for fate in fates.values()):
-        return Written([], [*(each for each in findings if each.severity == "error"), *refused])
+        return Written([], [each for each in findings if each.severity == "error"])
     _put(project, plan_text, before, rendered, kept, fates)
     findings += [
         finding("project.file.stale", f"{name} belongs to an earlier plan and was left where it is", file=name)
@@ -72,7 +70,11 @@ def generate(project: Path) -> Written:
     ]
     if "evaluate.py" not in rendered:
         findings.append(finding("project.evaluate.no_rows"))
-    findings += [*refused, *_stale(wanted_plan, before)]
+    # Warnings were given by whoever made the plan, and are given again by whoever checks it.
+    unknown = [each for each in judged if each.severity == "unknown"]
+    as_planned = before.plan_sha256 == files.sha256_text(plan_text)
+    findings += [each for each in unknown if not (as_planned and each.id == "plan.base.unreadable")]
+    findings += _stale(wanted_plan, before)
     listed = [{"path": name, "action": str(fate.action)} for name, fate in sorted(fates.items())]
     return Written(listed, findings)
 
