@@ -148,8 +148,10 @@ def _each_once(supported: list[str]) -> Iterator[Case]:
 
 
 def _found(entry: Mapping[str, Any]) -> Case:
-    """`type`, `task`, `method`, and what differs from its usual `options`, `training` and `config`."""
-    chosen = method(entry["method"], entry["type"])
+    """`type`, `task`, `method`, and what differs from its usual `options`, `targets`, `training` and `config`."""
+    full = {"peft_type": methods.FULL, "reason": "a test"}
+    chosen = full if entry["method"] == methods.FULL else method(entry["method"], entry["type"])
+    chosen |= {"target_modules": entry["targets"]} if "targets" in entry else {}
     chosen |= {"config": {**chosen.get("config", {}), **entry["options"]}} if "options" in entry else {}
     chosen |= {"quantization": facts()["quantizations"][entry["quantization"]]} if "quantization" in entry else {}
     return combination(entry["type"], entry["task"], chosen, entry.get("training"), config=entry.get("config"))
@@ -228,6 +230,10 @@ def invalid() -> Iterator[Case]:
             yield combination(model_type, task, method("LORA", model_type), refused="plan.task.architecture")
     for chosen in facts()["wrong"]:
         yield combination("llama", "chat", chosen, refused="plan")
+    for entry in facts()["unfit"]:
+        yield combination(
+            entry["type"], entry["task"], entry["method"], entry.get("training"), entry["refused"], entry.get("config")
+        )
     yield from _invalid_tasks()
     yield from _invalid_steps()
     yield from _invalid_targets()

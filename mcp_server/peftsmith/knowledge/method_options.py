@@ -46,6 +46,22 @@ def faults(known: methods.Method, options: Mapping[str, Any]) -> Iterator[str]:
             yield f"{known.config} has no field {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
         elif not fits(value, known.fields[name]["type"]):
             yield f"{name} takes {described(known.fields[name]['type'])}, not {json.dumps(value)[:60]}"
+        else:
+            yield from _beyond(name, value, known.fields[name])
+
+
+def _beyond(name: str, value: Any, field: Mapping[str, Any]) -> Iterator[str]:
+    """Numbers that the config class refuses, in a field or in the fields of a configuration inside it."""
+    if isinstance(value, dict):
+        classes = (each["fields"] for each in field["type"] if isinstance(each, dict) and "fields" in each)
+        inner: Mapping[str, Any] = next(classes, {})
+        for key in value.keys() & inner.keys():
+            yield from _beyond(f"{name}.{key}", value[key], inner[key])
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        if "above" in field and value <= field["above"]:
+            yield f"{name} must be above {field['above']}, not {value}"
+        if "below" in field and value >= field["below"]:
+            yield f"{name} must be below {field['below']}, not {value}"
 
 
 def fits(value: Any, alternatives: list[Any]) -> bool:

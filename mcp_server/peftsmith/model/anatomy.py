@@ -295,7 +295,15 @@ def _remote_code(config: Mapping[str, Any], body: Skeleton | None, *, opted_in: 
 
 def _unsupported(config: Mapping[str, Any], quantization: str | None) -> Finding:
     name = _name(config.get("model_type")) or "none"
-    known = catalogue.tasks(name)
+    known = {task: catalogue.entry(name, task) or {} for task in catalogue.tasks(name)}
+    classes = {each for entry in known.values() for each in (entry.get("architecture"), *entry.get("also", ()))}
+    if known and _architecture(config) in {None, *classes}:
+        return finding(
+            "model.architecture.unsupported",
+            f"The modules of {name} models do not follow from config.json alone, and there is no safetensors header "
+            "to read them from.",
+            model_type=name,
+        )
     if known:
         return finding(
             "model.architecture.not_causal",
@@ -327,7 +335,9 @@ def _dtype(stored: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
 def _positions(config: Mapping[str, Any]) -> int | None:
     value = config.get("max_position_embeddings")
     if value is None:
-        return None
+        # A class that learns positions has as many as it has by default.
+        known = layouts.entry_of(config)
+        return known[0]["fields"].get("max_position_embeddings") if known else None
     if type(value) is not int or value < 1:
         raise PeftsmithError(
             "config.json gives no usable max_position_embeddings", value=value, next_step="Correct config.json."

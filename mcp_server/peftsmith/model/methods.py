@@ -11,13 +11,13 @@ from typing import Any
 
 from peftsmith.errors import PeftsmithError
 from peftsmith.model import methods_delta, methods_lora, methods_model, methods_rotation
-from peftsmith.model.methods_base import Adapter, Cost, Numbers, Options
+from peftsmith.model.methods_base import Adapter, Cost, CostUnknown, Numbers, Options
 from peftsmith.model.methods_model import ModelCost, Sizes
 from peftsmith.model.methods_table import price
 from peftsmith.model.modules import Module
 
 __all__ = [
-    "APPROXIMATE", "METHODS", "WHOLE_MODEL", "Cost", "ModelCost", "Numbers", "Sizes", "cost", "costs",
+    "APPROXIMATE", "METHODS", "WHOLE_MODEL", "Cost", "CostUnknown", "ModelCost", "Numbers", "Sizes", "cost", "costs",
     "trainable", "whole_model",
 ]  # fmt: skip
 
@@ -104,7 +104,7 @@ def trainable(method: str, sizes: Sizes, options: Mapping[str, Any], adapted: Se
 
 def _known(method: str) -> Callable[[Module, Options], Adapter]:
     if method not in _MODULE:
-        raise PeftsmithError(
+        raise CostUnknown(
             "no cost is known for this PEFT method", value=method, next_step=f"Known are: {', '.join(METHODS)}."
         )
     return _MODULE[method]

@@ -106,6 +106,10 @@ class Options(dict[str, Any]):
         return prod(module.parameters["bias"]) if trained != "none" and "bias" in module.parameters else 0
 
 
+class CostUnknown(PeftsmithError):
+    """What a method adds is not known; the choice itself may be fine."""
+
+
 def only(options: Options, module: Module, *kinds: Kind) -> None:
     """Refuses a module of a kind that PEFT's method does not adapt (PEFT raises ValueError for it)."""
     if module.kind not in kinds:
@@ -122,7 +126,7 @@ def widths(module: Module) -> tuple[int, int]:
         return module.inputs, module.outputs
     shape = module.parameters["weight"]
     if shape[1] != module.inputs:
-        raise PeftsmithError(
+        raise CostUnknown(
             "the cost of adapters on grouped convolutions is not known",
             value=module.name,
             next_step="Leave this module out of target_modules.",

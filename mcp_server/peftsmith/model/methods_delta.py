@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import isqrt
 
 from peftsmith.errors import PeftsmithError
-from peftsmith.model.methods_base import Adapter, Options, divide, only, widths
+from peftsmith.model.methods_base import Adapter, CostUnknown, Options, divide, only, widths
 from peftsmith.model.modules import Module
 
 
@@ -58,7 +58,7 @@ def waveft(module: Module, options: Options) -> Adapter:
     """tuners/waveft/layer.py: as FourierFT in a wavelet basis (the table has db1's, without padding)."""
     only(options, module, "linear", "conv1d")
     if options["proportional_parameters"]:
-        raise PeftsmithError(
+        raise CostUnknown(
             "WAVEFT with proportional_parameters depends on all targets together and has no cost for one module",
             next_step="Set proportional_parameters to false for an estimate; the total is the same but for rounding.",
         )
@@ -198,7 +198,7 @@ def adamss(module: Module, options: Options) -> Adapter:
 
 def _refuse_effective(options: Options) -> None:
     if options["use_effective_conv2d"]:
-        raise PeftsmithError(
+        raise CostUnknown(
             f"the cost of {options.method} with use_effective_conv2d is not known",
             next_step="Set use_effective_conv2d to false for an estimate.",
         )

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from math import ceil, prod
 
-from peftsmith.errors import PeftsmithError
-from peftsmith.model.methods_base import Adapter, Options, divide, only, widths
+from peftsmith.model.methods_base import Adapter, CostUnknown, Options, divide, only, widths
 from peftsmith.model.modules import Module
 
 # Variants whose branch is another one (tuners/lora/variants.py); nothing here prices them.
@@ -21,7 +20,7 @@ def lora(module: Module, options: Options) -> Adapter:
     rsLoRA, PiSSA, OLoRA, EVA and aLoRA change values, not shapes; QALoRA shrinks A only on GPTQ layers (not priced)."""
     variant = next((name for name in _UNPRICED if options.get(name)), None)
     if variant:
-        raise PeftsmithError(
+        raise CostUnknown(
             "the cost of this LoRA variant is not known", value=variant, next_step="Leave it out for an estimate."
         )
     if module.kind == "experts":

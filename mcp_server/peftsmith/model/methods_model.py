@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from peftsmith.errors import PeftsmithError
-from peftsmith.model.methods_base import Numbers, Options
+from peftsmith.model.methods_base import CostUnknown, Numbers, Options
 from peftsmith.model.methods_delta import frod_entries
 from peftsmith.model.modules import Module
 
@@ -230,7 +230,7 @@ def shadow(sizes: Sizes, options: Options, adapted: Sequence[Module]) -> ModelCo
     width, rank = sizes.hidden, int(options["r"])
     update = int(options["update_hidden_size"] or rank)
     if options["shadow_model"] != "mirror":
-        raise PeftsmithError(
+        raise CostUnknown(
             "the size of a shadow model from a checkpoint is not known",
             value=options["shadow_model"],
             next_step="Use shadow_model mirror for an estimate.",

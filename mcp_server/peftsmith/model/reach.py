@@ -107,10 +107,11 @@ def all_linear(skeleton: Skeleton) -> list[str]:
 
 
 def output_embedding(skeleton: Skeleton) -> str | None:
-    """The module that get_output_embeddings returns: a head as wide as the vocabulary."""
-    embedding = max((m.inputs for m in skeleton.modules if m.kind == "embedding"), default=0)
+    """The module that get_output_embeddings returns: a head as wide as the vocabulary (or any embedding: a small
+    vocabulary has fewer rows than a table of positions)."""
+    rows = {m.inputs for m in skeleton.modules if m.kind == "embedding"}
     heads = [m for m in skeleton.modules if m.kind in LINEAR and role(m.name) == "head"]
-    return next((m.name for m in reversed(heads) if m.outputs == embedding), None)
+    return next((m.name for m in reversed(heads) if m.outputs in rows), None)
 
 
 def matched(names: Sequence[str], fields: Mapping[str, Any]) -> list[str]:

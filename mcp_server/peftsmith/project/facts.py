@@ -86,10 +86,10 @@ def facts_of(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         )
     _refuse_unread(data)
     first = next(iter(plan.alone().values()))
-    task, method = task_facts(plan), method_facts.facts_of(first.method)
+    task, method, model_type = task_facts(plan), method_facts.facts_of(first.method), str(lock.base.get("model_type"))
     # On tied embeddings PEFT wraps the head for trained tokens, and TRL's fused head reads what the wrapper lacks.
     tokens = bool(plan.method.config.get("trainable_token_indices"))
-    own_forward = method["own_forward"] or tokens or lock.base.get("model_type") in _OWN_LOSS
+    own_forward = method["own_forward"] or tokens or model_type in _OWN_LOSS
     trains_whole = task["new_head"] or bool(plan.method.config.get("modules_to_save"))
     return {
         # What one adapter has, all have, so that templates may ask the first.
@@ -100,9 +100,10 @@ def facts_of(plan: FineTunePlan, lock: Lock) -> dict[str, Any]:
         "reader": readers.pop(),
         "has_test": bool(first.data.test or first.data.eval),
         "effective_batch": plan.training.batch_size * plan.training.gradient_accumulation,
-        "without_router_loss": _without_router_loss(plan, str(lock.base.get("model_type"))),
+        "without_router_loss": _without_router_loss(plan, model_type),
+        "returns_router": plan.method.full and task["language"] and catalogue.has_experts(model_type),
         "torch_version": requirements.torch_version(),
-        "body_renamed": body_renamed(plan, str(lock.base.get("model_type"))),
+        "body_renamed": body_renamed(plan, model_type),
         "reports_loading": task["kind"] == "answers"
         or (task["labelled_head"] and method["saves_modules"] and not plan.method.full),
         # Only LoRA's merge in PEFT can unload a module that was trained whole and has parts.

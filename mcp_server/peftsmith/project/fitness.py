@@ -17,6 +17,8 @@ from peftsmith.plan_method import Method
 from peftsmith.project import fitness_base, together
 
 _HEADS = ("lm_head", "embed_out")
+# A configuration of LoRA's that only one start reads.
+_PARTS = {"loftq_config": "loftq", "eva_config": "eva", "corda_config": "corda", "lora_ga_config": "lora_ga"}
 _FIRST_WITH_BF16 = (8, 0)  # Ampere
 
 
@@ -91,6 +93,12 @@ def _method(plan: FineTunePlan) -> Iterator[Finding]:
         yield finding("plan.method.option", message, option="init_lora_weights")
     if method.config.get("init_lora_weights") == starts.LOFTQ:
         yield from _loftq(method)
+    idle = [
+        name for name in _PARTS if method.config.get(name) and method.config.get("init_lora_weights") != _PARTS[name]
+    ]
+    if idle:
+        message = f"{idle[0]} has no effect unless init_lora_weights is {_PARTS[idle[0]]}."
+        yield finding("plan.method.option", message, option=idle[0])
     files_of_corda = [name for name in ("cache_file", "covariance_file") if _part(method, "corda_config").get(name)]
     if files_of_corda:
         message = f"CorDA reads {files_of_corda[0]} with torch.load, which may run code; leave it out."

@@ -147,7 +147,7 @@ def _cut_down(text: Any, head: int, layers: int | None) -> None:
     if getattr(text, "topk_group", None):
         text.n_group = text.topk_group = 1
     _linear_attention(text, head)
-    _state_space(text, hidden)
+    _state_space(text, hidden, head)
     _layers(text, layers)
 
 
@@ -184,7 +184,7 @@ def _linear_attention(text: Any, head: int) -> None:
         _set(text, head, "linear_key_head_dim", "linear_value_head_dim")
 
 
-def _state_space(text: Any, hidden: int) -> None:
+def _state_space(text: Any, hidden: int, head: int) -> None:
     """Mamba's sizes, which depend on each other."""
     expand = getattr(text, "expand", None) or getattr(text, "mamba_expand", None)
     if expand is None:
@@ -192,7 +192,8 @@ def _state_space(text: Any, hidden: int) -> None:
     _set(text, CHUNK, "chunk_size", "mamba_chunk_size")  # rows are padded to whole chunks, which changes no result
     inner = int(expand * hidden)
     if text.model_type in ("mamba", "falcon_mamba"):
-        text.intermediate_size, text.time_step_rank = inner, -(-hidden // 16)
+        # Some layers are as wide as both together, and so a multiple of `head` as all widths are.
+        text.intermediate_size, text.time_step_rank, text.state_size = inner, head, max(16, head // 2)
     elif text.model_type == "mamba2":
         text.num_heads, text.head_dim, text.n_groups = inner // HEAD, HEAD, 1
     elif text.model_type == "zamba2":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import re
 import types
 import typing
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 from peftsmith.worker.child import Report, describe
 
+# Numbers that are tried on a config class, to see which it refuses.
+_TRIED = {"int": (-1, 0, 1, 2), "float": (-1.0, -0.01, 0.0, 0.01, 0.5, 0.99, 1.0, 1.01, 2.0)}
 _HELP = 160  # characters of a field's help text that are kept
 _PLAIN: dict[Any, str] = {int: "int", float: "float", str: "str", bool: "bool", type(None): "null", Path: "str"}
 
@@ -72,7 +75,11 @@ def method(config: type[Any]) -> dict[str, Any]:
 
 
 def fields(config: type[Any], without: set[str] | frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Name to {"type", "default", "doc"} of every field that a config class takes, but for those in `without`."""
+    """Name to {"type", "default", "doc"} of every field that a config class takes, but for those in `without`.
+
+    Where the class itself refuses numbers, "above" or "below" is the refused number that is nearest to those it takes,
+    of the few that are tried; where it refuses words, its choices stand in "type".
+    """
     hints = typing.get_type_hints(config)
     found = {}
     for each in dataclasses.fields(config):
@@ -85,8 +92,51 @@ def fields(config: type[Any], without: set[str] | frozenset[str] = frozenset()) 
         text = each.metadata.get("help") or ""
         text = " ".join((text if isinstance(text, str) else " ".join(map(str, text))).split())
         short = text if len(text) <= _HELP else text[:_HELP].rsplit(" ", 1)[0] + " ..."
-        found[each.name] = {"type": described, "default": default, "doc": short}
+        found[each.name] = {
+            "type": described,
+            "default": default,
+            "doc": short,
+            **_limits(config, each.name, described),
+        }
     return found
+
+
+def _limits(config: type[Any], name: str, described: list[Any]) -> dict[str, Any]:
+    """What of the numbers and words that fit a field's type the class refuses; puts the words into the type."""
+    if "str" in described:
+        choices = _choices(config, name)
+        if choices:
+            described[described.index("str")] = {"choices": choices}
+    kind = next((each for each in ("float", "int") if each in described), None)
+    if kind is None or _refusal(config, {}):
+        return {}
+    refused = [_refusal(config, {name: number}) is not None for number in _TRIED[kind]]
+    if all(refused):
+        return {}  # it depends on another field
+    taken = [number for number, no in zip(_TRIED[kind], refused, strict=True) if not no]
+    below = [number for number in _TRIED[kind] if number < taken[0]]
+    # Counts that exclude each other (a size and a number of blocks) are refused from 1 on, which is no limit.
+    above = [number for number in _TRIED[kind] if number > taken[-1]] if kind == "float" else []
+    return {**({"above": below[-1]} if below else {}), **({"below": above[0]} if above else {})}
+
+
+def _choices(config: type[Any], name: str) -> list[str]:
+    """The words that a refusal names, as far as the class takes them."""
+    said = _refusal(config, {name: "nonsense"})
+    if said is None or _refusal(config, {}):
+        return []
+    named = dict.fromkeys(re.findall(r"'([\w.-]+)'", said))
+    return [word for word in named if _refusal(config, {name: word}) is None]
+
+
+def _refusal(config: type[Any], options: dict[str, Any]) -> str | None:
+    """What a config class says of these options, with what it cannot do without; None where it takes them."""
+    needed = {"total_step": 10_000} if config.__name__ == "AdaLoraConfig" else {}
+    try:
+        config(**needed, **options)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return None
 
 
 def _default(each: dataclasses.Field[Any]) -> Any:
