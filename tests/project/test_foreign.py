@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import catalogue
 from peftsmith.knowledge import case as cases
@@ -342,3 +343,38 @@ def test_what_was_tried_with_one_transformers_says_nothing_of_a_much_older_one(t
     found = [each for each in pinned if each.id == "script.packing.attention"]
     assert [each.severity for each in found] == ["unknown"]
     assert "transformers 4.40.0 has not been tried" in found[0].message
+
+
+ADAPTED = """
+from peft import LoraConfig
+from trl import SFTTrainer
+
+SFTTrainer(model="{base}", train_dataset=rows, peft_config=LoraConfig(target_modules={targets}))
+"""
+TARGETS = {
+    '["query_key_value"]': {"script.targets.no_match"},
+    '["q_proj", "query"]': {"script.targets.unmatched"},
+    '["q_proj", "v_proj"]': set(),
+    '"all-linear"': set(),
+    'r"model\\.layers\\.\\d+\\.mlp\\..*_proj"': set(),
+    'r"transformer\\.h\\..*"': {"script.targets.no_match"},
+}
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_target_modules_are_held_against_a_base_that_lies_here(targets, loaded, tmp_path, tiny_model):
+    text = ADAPTED.format(base=tiny_model, targets=targets)
+    if loaded:
+        model = f'AutoModelForCausalLM.from_pretrained("{tiny_model}")'
+        text = "from transformers import AutoModelForCausalLM\n" + text.replace(f'"{tiny_model}"', model)
+    files.set_roots([tmp_path, tiny_model])
+    found = {each for each in ids(looked(tmp_path, text)) if each.startswith("script.targets")}
+    assert found == TARGETS[targets]
+
+
+def test_target_modules_of_a_base_elsewhere_are_unknown(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    text = ADAPTED.format(base="owner/model", targets='["q_proj"]')
+    found = [each for each in looked(tmp_path, text).findings if each.id.startswith("script.targets")]
+    assert [(each.id, each.severity) for each in found] == [("script.targets.unchecked", "unknown")]

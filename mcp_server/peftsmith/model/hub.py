@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from peftsmith import files
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import finding
 from peftsmith.model import headers, source
@@ -160,6 +161,11 @@ def _from_cache(model: str, revision: str | None, why: str, cause: BaseException
     )
     config = source.read_config(folder / "config.json")
     return ModelFiles(model, None, folder.name, config, {}, (note, incomplete), folder)
+
+
+def cached(model: str) -> Path | None:
+    """Folder in the hub cache with a model's config.json, of whatever revision was fetched last; nothing is asked."""
+    return _snapshot(model, None, "config.json") if files.is_model_id(model) else None
 
 
 def _snapshot(model: str, revision: str | None, name: str) -> Path | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from peftsmith.finding import Finding, finding
 from peftsmith.knowledge import methods
-from peftsmith.project.foreign import attention, facts, objects, values
+from peftsmith.project.foreign import attention, facts, objects, targets, values
 from peftsmith.project.foreign.facts import Facts, Loop
 from peftsmith.project.foreign.values import Site
 
@@ -30,6 +30,7 @@ def judge(known: Facts) -> Iterator[Finding]:
         yield from _adapter_twice(loop)
         yield from _learning_rate(loop)
         yield from attention.judge(loop, known)
+        yield from targets.judge(loop, known)
         yield from _prefix(loop)
         yield from _padding(loop)
         yield from _evaluation(loop)
