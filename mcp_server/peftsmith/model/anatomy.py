@@ -332,12 +332,16 @@ def _dtype(stored: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
     return stated if isinstance(stated, str) and stated in BYTES else "float32"
 
 
+_POSITIONS = ("max_position_embeddings", "n_positions")
+
+
 def _positions(config: Mapping[str, Any]) -> int | None:
-    value = config.get("max_position_embeddings")
+    entry = layouts.entry_of(config)
+    # A class that learns positions has as many as it has by default.
+    usual = entry[0]["fields"] if entry else {}
+    value = next((each[name] for each in (config, usual) for name in _POSITIONS if each.get(name) is not None), None)
     if value is None:
-        # A class that learns positions has as many as it has by default.
-        known = layouts.entry_of(config)
-        return known[0]["fields"].get("max_position_embeddings") if known else None
+        return None
     if type(value) is not int or value < 1:
         raise PeftsmithError(
             "config.json gives no usable max_position_embeddings", value=value, next_step="Correct config.json."

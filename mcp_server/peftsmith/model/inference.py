@@ -12,8 +12,8 @@ from peftsmith.model.anatomy import Anatomy
 from peftsmith.model.request import PRECISION_BYTES, Request
 
 GIB = 1 << 30
-# A merge holds the base, and of the layer that it works on the delta in float32 (peft tuners/lora/layer.py, merge).
-_DELTA_BYTES = 4
+# merge.py holds the base in float32, and of the layer that it works on the delta (peft tuners/lora/layer.py, merge).
+_MERGE_BYTES = 4
 
 
 def afterwards(anatomy: Anatomy, request: Request, trainable: int) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def afterwards(anatomy: Anatomy, request: Request, trainable: int) -> dict[str, 
     return {
         "inference_gib": _gib(base + cache + (4 * trainable if request.peft_type else 0)),
         "key_value_cache_gib": _gib(cache),
-        "merge_gib": _gib(base + 4 * trainable + _DELTA_BYTES * widest),
+        "merge_gib": _gib(_MERGE_BYTES * (anatomy.parameters + trainable + widest)),
         "adapter_on_disk_gib": _gib(adapter_on_disk),
         "adapters": [
             {
