@@ -29,6 +29,7 @@ def nothing_else(monkeypatch, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(environment, "_kernels", lambda: iter(()))
+    monkeypatch.setattr(environment.sys, "prefix", str(tmp_path / "control" / ".venv"))
 
 
 @pytest.fixture

@@ -31,8 +31,11 @@ def test_there_are_many_invalid_combinations_of_every_kind():
 
 @pytest.mark.parametrize("refused", sorted({str(case.refused) for case in INVALID}))
 def test_each_is_refused_with_its_own_finding(refused, tmp_path):
-    for case in (each for each in INVALID if each.refused == refused):
-        assert cases.refusals(case) == [refused], case.name
+    for number, case in enumerate(each for each in INVALID if each.refused == refused):
+        # What depends on the base's modules is judged where the base lies.
+        found = cases.refusals(case) or trying.run(case, tmp_path / str(number), None)["findings"]
+        # A target that is no layer is also a name that matches no layer.
+        assert set(found) - {"model.targets.unmatched"} <= {refused} and refused in found, case.name
 
 
 @pytest.mark.parametrize("place", range(0, len(INVALID), 29))

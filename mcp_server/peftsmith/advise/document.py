@@ -169,11 +169,13 @@ def _portable_model(model: str, body: Anatomy) -> str:
 
 
 def system_prompt(wish: Wish, detected: Detected, task: plan.Task) -> str | None:
-    """The user's system message, or the instruction that names the labels; None where rows are no chats."""
+    """The user's system message, or the one that all rows begin with, or the instruction that names the labels; None
+    where rows are no chats."""
     if task not in measure.AS_CHATS:
         return None
     if wish.system_prompt or task != "classification":
-        return wish.system_prompt
+        # What all rows say belongs into every prompt after training as well.
+        return wish.system_prompt or (None if wish.others else measure.shared_system(wish.data, detected, task))
     labels = sorted(detected.labels)
     if len(labels) > _MANY_LABELS:
         return "Classify the text. Answer with the label only."

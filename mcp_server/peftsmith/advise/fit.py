@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peftsmith.model.memory import Estimate, Request
 
 GIB = 1 << 30
-_MOST_ROWS_AT_ONCE = 16
+MOST_ROWS_AT_ONCE = 16
 # A head that says where an answer stands costs what one for classes does.
 _TASKS = {
     "CAUSAL_LM": "sft", "SEQ_CLS": "classification", "TOKEN_CLS": "classification", "QUESTION_ANS": "classification",
@@ -55,7 +55,7 @@ def request(facts: Mapping[str, Any], rows: Rows, device: Device, intent: Intent
         method="full" if facts["peft_type"] == methods.FULL else facts["peft_type"],
         rank=facts["rank"],
         targets=preset if preset != "none" else "all-linear",
-        batch_size=min(facts["effective"], _MOST_ROWS_AT_ONCE, facts["sequences_at_once"] or _MOST_ROWS_AT_ONCE),
+        batch_size=min(facts["effective"], MOST_ROWS_AT_ONCE, facts["sequences_at_once"] or MOST_ROWS_AT_ONCE),
         sequence_length=length if packed else min(rows.longest or length, length),
         precision=facts["precision"],
         gradient_checkpointing=False,

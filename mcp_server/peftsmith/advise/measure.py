@@ -28,6 +28,8 @@ AS_CHATS: tuple[Task, ...] = ("chat", "classification")
 # What an audit says of a format that it does not read, though the task's script does.
 _UNREAD = ("data.rows.unsupported", "data.file.unusable", "data.test.unusable")
 _CHUNK_ROWS = 512
+_LOOKED_AT = 200  # rows that must all begin with a system message for it to be theirs
+_LONGEST_PROMPT = 20_000  # characters, as in a plan
 _END = 1  # the token that ends a text
 _FRAME = 2  # what a tokenizer puts between two texts, at most
 
@@ -95,6 +97,17 @@ def _counted(path: Path, detected: Detected, task: Task, anatomy: Anatomy, model
             longest, target = max(longest, whole), max(target, written)
             loss, tokens = loss + trained, tokens + whole
     return Rows(count, longest or None, loss, tokens, target or None, bool(unanswered)), total
+
+
+def shared_system(path: Path, detected: Detected, task: Task) -> str | None:
+    """The system message that the first rows all begin with, if they do."""
+    said = set()
+    for example in islice(_examples(path, detected, task), _LOOKED_AT):
+        prompt = getattr(example, "prompt", None)
+        first = prompt[0] if isinstance(prompt, list) and prompt else {}
+        said.add(first.get("content") if first.get("role") == "system" else None)
+    only = said.pop() if len(said) == 1 else None
+    return only if isinstance(only, str) and len(only) <= _LONGEST_PROMPT else None
 
 
 def _examples(path: Path, detected: Detected, task: Task) -> Iterator[AnyExample | None]:

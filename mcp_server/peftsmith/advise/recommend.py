@@ -6,6 +6,7 @@ Does not know: the rules (knowledge/rules.toml, engine.py), the facts (facts.py)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,16 @@ def _fit(anatomy: Anatomy, draft: _Draft, rows: Rows, device: Device, intent: In
     return quantised if draft.decide("method.quantised") and quantised else plain
 
 
+def _batch_limit(batch: int, known: Mapping[str, Any]) -> str:
+    """Why not twice as many rows at once."""
+    more, at_once = 2 * batch, known["sequences_at_once"]
+    if more > known["effective"]:
+        return "that is a whole update"
+    if at_once and more > at_once:
+        return "more packed sequences in one pass are no faster"
+    return "more are hardly faster" if more > fit.MOST_ROWS_AT_ONCE else "twice as many do not fit"
+
+
 def _of_fit(found: fit.Fit, rows: Rows, known: dict[str, Any]) -> dict[str, Any]:
     batch = found.request.batch_size
     accumulation = max(1, round(known["effective"] / batch))
@@ -132,6 +143,7 @@ def _of_fit(found: fit.Fit, rows: Rows, known: dict[str, Any]) -> dict[str, Any]
         "as_sequences": f" As packed sequences: {batch * accumulation}." if known["packing"].startswith("bfd") else "",
         "checkpointing": found.request.gradient_checkpointing,
         "needed_gib": found.gib,
+        "batch_limit": _batch_limit(batch, known),
         "steps": steps,
         "save_steps": max(1, ceil(steps / 4)),
         "logging_steps": min(10, max(1, steps // 50)),

@@ -44,14 +44,11 @@ def check(plan: FineTunePlan, anatomy: Anatomy) -> list[Finding]:
     if anatomy.skeleton is None:
         named = plan.method.target_modules is not None or plan.method.config.get("target_parameters")
         return [finding("plan.targets.unchecked", model_type=anatomy.model_type)] if named else []
-    lost = list(_lost(plan, anatomy.skeleton))
+    found = _of_lora(plan, anatomy) if plan.method.peft_type in LORA_TARGETS else _of_others(plan, anatomy.skeleton)
+    lost = [] if found and found[0].id == "model.targets.no_match" else list(_lost(plan, anatomy.skeleton))
     if lost:
         message = f"These names match nothing in the model: {', '.join(map(repr, lost[:_SHOWN]))}."
-        missing = [finding("model.targets.unmatched", message, names=lost[:_SHOWN])]
-    else:
-        missing = []
-    found = _of_lora(plan, anatomy) if plan.method.peft_type in LORA_TARGETS else _of_others(plan, anatomy.skeleton)
-    found += missing
+        found.append(finding("model.targets.unmatched", message, names=lost[:_SHOWN]))
     return found if any(each.severity == "error" for each in found) else [*found, *_sizes(plan.method, anatomy)]
 
 

@@ -77,7 +77,8 @@ def find(project: Path) -> list[Environment]:
     """Every Python that has torch or another of the training libraries, in the order in which they would be taken.
 
     Order: PEFTSMITH_TRAIN_PYTHON, the project's .venv-train and .venv, the active venv and conda environment,
-    .venv-train here, those that make_environment made, Jupyter kernels, python3 on the PATH.
+    .venv-train here or beside the venv that peftsmith runs in, those that make_environment made, Jupyter kernels,
+    python3 on the PATH.
     """
     wanted = _wanted(project)
     with ThreadPoolExecutor(4) as pool:
@@ -269,6 +270,7 @@ def _candidates(project: Path) -> Iterator[tuple[str, Path]]:
         if os.environ.get(variable):
             yield variable, python_in(Path(os.environ[variable]))
     yield "./.venv-train", python_in(Path.cwd() / ".venv-train")
+    yield "beside peftsmith/.venv-train", python_in(Path(sys.prefix).parent / ".venv-train")
     made = files.cache_folder("environments")
     yield from (("peftsmith", python_in(each)) for each in sorted(made.iterdir()) if each.is_dir())
     yield from (("jupyter kernel", python) for python in _kernels())

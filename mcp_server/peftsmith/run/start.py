@@ -61,7 +61,7 @@ def start(
         raise PeftsmithError("A merge has no steps", value=max_steps, next_step="Leave max_steps out.")
     script = project / SCRIPTS[kind]
     locked = lock.load(project)
-    _require_checked(project, locked, digest)
+    _require_checked(project, locked, digest, proven=kind != "smoke")
     interpreter = _interpreter(locked)
     base = _base(project, locked)
     used = _adapter(project, kind, adapter_run, adapter)
@@ -109,7 +109,7 @@ def child_environment(added: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "PYTHONPATH": os.pathsep.join(kept)} if kept else environment
 
 
-def _require_checked(project: Path, locked: lock.Lock, digest: str) -> None:
+def _require_checked(project: Path, locked: lock.Lock, digest: str, *, proven: bool) -> None:
     if not digest:
         raise PeftsmithError(
             "Starting a run needs the digest of a checked project",
@@ -120,6 +120,12 @@ def _require_checked(project: Path, locked: lock.Lock, digest: str) -> None:
             "The project has not passed check_project since its plan or scripts last changed",
             value=str(project),
             next_step="Run check_project, mend what it finds, and pass its digest on.",
+        )
+    if proven and not (locked.proofs.get("twin") or {}).get("ok"):
+        raise PeftsmithError(
+            "The project was checked without its twin, so nothing shows that its scripts run",
+            value=str(project),
+            next_step="Run check_project with the twin, and pass its digest on; only a smoke run needs none.",
         )
     changed = lock.changed_since(project, locked, digest)
     changed += [name for name in mask.changed_since(project, locked) if name not in changed]
