@@ -50,6 +50,25 @@ def test_a_plan_carries_a_reason_with_a_source_for_each_recommended_value(tmp_pa
     assert "goal" in {each["id"] for each in made.questions}
 
 
+@pytest.mark.parametrize("other", [None, "Be rude.", ""])
+def test_a_system_message_of_all_rows_is_kept_for_the_time_after_training(other, tmp_path, tiny_model):
+    said = ["Be kind."] * 11 + ["Be kind." if other is None else other]
+    lines = [
+        {
+            "messages": [
+                *([{"role": "system", "content": system}] if system else []),
+                {"role": "user", "content": f"{TEXTS[number % 4]} {number}"},
+                {"role": "assistant", "content": f"thank you for number {number}"},
+            ]
+        }
+        for number, system in enumerate(said)
+    ]
+    made = planner.make(
+        tmp_path / "p", planner.Wish(model=str(tiny_model), data=write_rows(tmp_path / "chats.jsonl", lines))
+    )
+    assert made.plan.data.system_prompt == ("Be kind." if other is None else None)
+
+
 def test_the_instruction_counts_into_the_length(tmp_path, tiny_model, rows):
     short = planner.make(tmp_path / "a", planner.Wish(model=str(tiny_model), data=rows, system_prompt="Say a or b."))
     long = planner.make(

@@ -84,6 +84,11 @@ def test_order_and_who_is_taken(project, tmp_path, monkeypatch):
     }
 
 
+def test_the_one_beside_the_venv_of_peftsmith_is_found_from_anywhere(project, tmp_path):
+    python = fake_environment(tmp_path / "control" / ".venv-train")
+    assert environment.require(project).interpreter == str(python)
+
+
 def test_jupyter_kernels_are_looked_at(project, tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))

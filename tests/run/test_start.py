@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 
@@ -53,6 +54,16 @@ def rechecked(project, **changes):
     digest = lock.compute_digest(project[0], changed)
     lock.save(project[0], changed.model_copy(update={"digest": digest}))
     return project[0], digest
+
+
+def test_only_a_smoke_run_goes_without_the_twin(project):
+    for proofs in ({}, {"twin": {"ok": False}}):
+        unproven = rechecked(project, proofs=proofs)
+        refused(unproven, "without its twin")
+        run = attempt(unproven, kind="smoke")
+        watch.stop(project[0], run.id, confirm=True)
+        for each in store.all_runs(project[0]):
+            shutil.rmtree(each.folder)
 
 
 def test_the_interpreter_is_gone(project, tmp_path):
