@@ -1,4 +1,4 @@
-# make demo: a real model learns a real task.  make test: the gate.  make test-system, make bench: what needs more.
+# make install: all that the shell needs.  make demo: a real model learns a real task.  make test: the gate.  make test-system, make bench: what needs more.
 # Everything is installed into .venv (server, CLI, tests) and .venv-train (torch, transformers, peft, trl) by hash-locked pins.
 
 PYTHON ?= python3
@@ -14,10 +14,12 @@ export PEFTSMITH_TEST_MODEL ?= $(CURDIR)/$(MODEL)
 unexport PYTHONDONTWRITEBYTECODE
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-slow test-training test-system bench check format docs pins manifest architectures packing train-env adapters-env demo-model clean
+.PHONY: demo install test test-fast test-slow test-training test-system bench check format docs pins manifest architectures packing train-env adapters-env demo-model clean
 
 demo: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 	$(CONTROL) examples/support-tickets/demo.py
+
+install: .venv/ready .venv-train/ready $(MODEL)/model.safetensors
 
 test: test-fast test-slow test-training
 
