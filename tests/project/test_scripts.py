@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -231,3 +232,18 @@ def test_shared_prefix_and_batches_change_nothing(training_python, tiny_model, t
     assert seen["same_texts"] and seen["distinct_texts"] > 1
     assert seen["spread"] > 1.0
     assert seen["difference"] < 1e-3 and seen["from_reference"] < 1e-3
+
+
+@pytest.mark.training
+def test_a_checkpoint_of_other_settings_is_no_start_for_these(tmp_path, tiny_model, training_python):
+    folder, output = _project(tmp_path, tiny_model, "classification"), tmp_path / "run"
+    train = ("train", ["--output", str(output), "--max-steps", "2"])
+    assert _in_turn(training_python, folder, train)[0]["error"] is None
+    script = folder / "train.py"
+    text = script.read_text(encoding="utf-8")
+    script.write_text(re.sub(r"(?m)^LEARNING_RATE = .*", "LEARNING_RATE = 0.5", text), encoding="utf-8")
+    (seen,) = _in_turn(training_python, folder, train)
+    assert "checkpoint-2 was made with another LEARNING_RATE: choose another --output" in seen["error"]
+    script.write_text(re.sub(r"(?m)^EPOCHS = .*", "EPOCHS = 9.0", text), encoding="utf-8")
+    (seen,) = _in_turn(training_python, folder, ("train", ["--output", str(output), "--max-steps", "3"]))
+    assert seen["error"] is None and _json(output / "done.json")["metrics"]["steps"] == 3

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LOWEST_LEARNING_RATE, HIGHEST_LEARNING_RATE = 5e-5, 5e-3
 LOWEST_OF_FULL, HIGHEST_OF_FULL = 1e-6, 2e-4
-_HOPELESS = 10  # times the highest rate that anybody reports
+_HOPELESS = 100  # times the highest rate that anybody reports
 # alpha 32 (LoRA Without Regret) is a scale of 1/8 at rank 256 and 1/16 at rank 512.
 LOWEST_SCALE, HIGHEST_SCALE = 0.0625, 8.0
 MOST_EPOCHS, MOST_REPEATS = 8, 4
