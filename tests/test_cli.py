@@ -136,3 +136,10 @@ def test_columns_and_label_names_on_the_command_line(capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--roles", "bot"])
     assert "is not NAME=VALUE" in capsys.readouterr().err
+
+
+def test_operations_are_named_as_the_shell_has_them(capsys, tmp_path):
+    (tmp_path / "plan.yaml").write_text("[]\n", encoding="utf-8")
+    assert cli.main(["check", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "`peftsmith plan`" in said and "plan_finetune" not in said

@@ -80,7 +80,16 @@ RUN = {"id": "r1", "digest": "d1"}
             ["start-run", "p", "train", "d1"],
         ),
         ("get_run", {"project": "p"}, {"run": {**RUN, "state": "done", "kind": "merge"}}, None),
-        ("inspect_model", {"model": "m"}, {}, None),
+        ("inspect_model", {"model": "m"}, {}, ["audit", "ROWS", "--model", "m"]),
+        ("audit_dataset", {"data": "r", "model": None}, {"findings": []}, None),
+        ("audit_dataset", {"data": "r", "model": "m"}, {"findings": [{"severity": "error"}]}, None),
+        (
+            "audit_dataset",
+            {"data": "r", "model": "m", "test": "t", "eval": None},
+            {"findings": [{"severity": "warning"}]},
+            ["plan", "PROJECT", "m", "r", "--test", "t"],
+        ),
+        ("inspect_machine", {}, {}, None),
     ],
 )
 def test_the_next_command_is_one_that_the_shell_takes(operation, arguments, result, words):

@@ -10,6 +10,7 @@ import argparse
 import inspect
 import json
 import os
+import re
 import sys
 import types
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             if name == "show_dataset":
                 print(show_terminal.text_of(result.pop("rows"), coloured=coloured))
-            print(terminal.text_of(result, coloured=coloured))
+            print(_as_commands(terminal.text_of(result, coloured=coloured)))
             if following := terminal.next_command(name, options, result):
                 print(f"next: {following}")
         sys.stdout.flush()
@@ -173,8 +174,18 @@ def _refused(message: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": message}, ensure_ascii=False))
     else:
-        print(f"peftsmith: {message}", file=sys.stderr)
+        print(f"peftsmith: {_as_commands(message)}", file=sys.stderr)
     return EXIT_USAGE
+
+
+def _as_commands(text: str) -> str:
+    """Operations by the names that the shell has for them, in messages and fixes that name one."""
+    names = "|".join(OPERATIONS)
+    return re.sub(rf"\b({names})\b", lambda found: f"`peftsmith {_command(found[0])}`", text)
+
+
+def _command(operation: str) -> str:
+    return SHORT_NAMES.get(operation, operation.replace("_", "-"))
 
 
 def _bar(done: int, total: int | None) -> None:

@@ -164,7 +164,8 @@ def _printable(text: str) -> str:
 
 
 def next_command(operation: str, arguments: Mapping[str, Any], result: Result) -> str | None:
-    """The command that usually comes next, ready to be pasted; None where that is up to the person."""
+    """The command that usually comes next, ready to be pasted but for words in capitals; None where that is up to the
+    person."""
     words = _NEXT[operation](arguments, result) if operation in _NEXT else None
     return shlex.join(["peftsmith", *words]) if words else None
 
@@ -196,8 +197,23 @@ def _after_prepare(arguments: Mapping[str, Any], result: Result) -> list[str]:
     return ["audit", splits["train"], *held_out, "--model", "MODEL"]
 
 
+def _after_model(arguments: Mapping[str, Any], result: Result) -> list[str]:
+    return ["audit", "ROWS", "--model", arguments["model"]]
+
+
+def _after_audit(arguments: Mapping[str, Any], result: Result) -> list[str] | None:
+    """Only rows that can be trained on are planned with."""
+    model = arguments.get("model")
+    if not model or any(each["severity"] == "error" for each in result["findings"]):
+        return None
+    held_out = [word for name in ("test", "eval") if arguments.get(name) for word in (f"--{name}", arguments[name])]
+    return ["plan", "PROJECT", model, arguments["data"], *held_out]
+
+
 _NEXT: dict[str, Callable[[Mapping[str, Any], Result], list[str] | None]] = {
     "make_environment": _after_start,
+    "inspect_model": _after_model,
+    "audit_dataset": _after_audit,
     "prepare_dataset": _after_prepare,
     "plan_finetune": lambda arguments, _: ["generate", arguments["project"]],
     "generate_project": lambda arguments, _: ["check", arguments["project"]],
