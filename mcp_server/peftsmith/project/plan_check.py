@@ -44,9 +44,10 @@ def _judge(
 def _base(lock: Lock) -> tuple[anatomy.Anatomy | None, Mapping[str, Any] | None]:
     """The base, or else what the lock says of its config.json."""
     folder, model_type = lock.base.get("folder"), lock.base.get("model_type")
-    if folder and Path(str(folder)).is_dir():
-        try:
-            return anatomy.describe(source.open_folder(Path(str(folder)))), None
-        except PeftsmithError:
-            pass  # it is unreadable by now: check_project, which needs it, says why
-    return None, {"model_type": model_type} if model_type else None
+    known = {"model_type": model_type} if model_type else None
+    if not folder or not Path(str(folder)).is_dir():
+        return None, known
+    try:
+        return anatomy.describe(source.open_folder(Path(str(folder)))), None
+    except PeftsmithError:
+        return None, known  # rules that need it are then reported as unknown, and check_project says why

@@ -76,7 +76,8 @@ def _compared(config: Site, names: list[str] | str, base: str, known: Facts) -> 
 
 
 def _skeleton(base: str, folder: Path | None) -> Skeleton | None:
-    """The base's modules as its config.json implies them; None where it lies nowhere here or implies none."""
+    """The base's modules as its config.json implies them; None, which is reported as unknown, where it lies nowhere
+    here, cannot be read, or implies none."""
     try:
         local = (folder or Path.cwd()) / Path(base).expanduser()
         place = files.resolve(local) if (local / "config.json").is_file() else hub.cached(base)
