@@ -65,6 +65,7 @@ def test_a_fact_that_nobody_worked_out_and_a_field_without_rules_are_faults_of_o
 def test_what_stands_before_the_method_is_decided_for_any_rows_and_device(bodies, rows, longest, loss, capability):
     known = facts.of(bodies["tiny"], Rows(rows, longest, loss), Device("cuda", 24.0, capability), Intent())
     known |= {"packing": "none", "epochs": engine.decide("training.epochs", known).value}
+    known["peft_type"] = engine.decide("method.peft_type", known).value
     known |= facts.of_updates(Rows(rows, longest, loss), known)
     for name in ("method.peft_type", "training.precision", "training.max_length", "training.epochs", "batch.effective"):
         decision = engine.decide(name, known)

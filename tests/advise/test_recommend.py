@@ -59,6 +59,12 @@ def test_memory_decides_on_four_bits_and_the_device_on_the_number_format(bodies,
     assert advice.fit.estimate.device.high <= device.memory_gib * (1 << 30)
 
 
+def test_norms_train_in_float32_where_their_updates_count(bodies):
+    intent = Intent(method="ln_tuning")
+    advice = recommend.recommend(bodies["tiny"], Rows(5000, 512, 800_000), A100, intent)
+    assert (advice.training["precision"], advice.why["training.precision"].rule) == ("fp32", "precision.near_one")
+
+
 def test_rank_follows_the_tokens_that_carry_loss(bodies):
     ranks = [
         recommend.recommend(bodies["llama"], Rows(5000, 64, tokens), A100).method["rank"]

@@ -46,7 +46,8 @@ class Method:
     which PEFT cannot build the adapter. `merges` and `resumes` hold for a plain base, and unless an option of
     `unmerged` or `unresumed` is set; `quantised` says which bitsandbytes sizes train. `fails_on` are model types that
     it fails on, `only_on` the only ones; `widens` are bits of a quantised base on which its layers answer in float32,
-    `adds_in_place` those on which layers with a bias fail. `takes_conv1d`: it adapts GPT-2's transposed layers. `tasks`
+    `adds_in_place` those on which layers with a bias fail. `near_one` says whose numbers train that begin at 1, the
+    "adapter"'s or the "base"'s, in the base's type. `takes_conv1d`: it adapts GPT-2's transposed layers. `tasks`
     are PEFT's task types. `own_forward`: TRL's fused head does not reach its loss. `packs`: packed rows stay apart.
     `divides`, `decomposes`, `sparse` and `twin_width` say how small a model can be (project/proof_facts.py).
     `by_task` names the field that counts the tasks of a method which is told the task of every row.
@@ -93,6 +94,7 @@ class Method:
     fails_on: tuple[str, ...] = ()
     only_on: tuple[str, ...] = ()
     widens: tuple[int, ...] = ()
+    near_one: str = ""
     adds_in_place: tuple[int, ...] = ()
     takes_conv1d: bool = True
     unsupported: str | None = None

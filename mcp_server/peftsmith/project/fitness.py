@@ -19,6 +19,7 @@ from peftsmith.project import fitness_base, together
 _HEADS = ("lm_head", "embed_out")
 # A configuration of LoRA's that only one start reads.
 _PARTS = {"loftq_config": "loftq", "eva_config": "eva", "corda_config": "corda", "lora_ga_config": "lora_ga"}
+_HALF_A_STEP = 2**-9  # of bfloat16 below 1
 _FIRST_WITH_BF16 = (8, 0)  # Ampere
 
 
@@ -49,7 +50,7 @@ def _tasks(plan: FineTunePlan) -> Iterator[Finding]:
 
 
 def _judge(plan: FineTunePlan, config: Mapping[str, Any] | None) -> list[Finding]:
-    found = [*_method(plan), *_quantization(plan), *_step_of_method(plan)]
+    found = [*_method(plan), *_quantization(plan), *_precision(plan), *_step_of_method(plan)]
     if config is None:
         return [*found, *_unchecked(plan)]
     return [*found, *fitness_base.judge(plan, config)]
@@ -192,6 +193,15 @@ def _step_of_method(plan: FineTunePlan) -> Iterator[Finding]:
     if training.patience is not None and not methods.resumes(known, method.config):
         message = f"A checkpoint of {known.name} cannot be gone back to, so the best cannot be kept."
         yield finding("plan.patience.method", message, method=known.name)
+
+
+def _precision(plan: FineTunePlan) -> Iterator[Finding]:
+    """Adam's first updates are as large as the learning rate; half a step of bf16 below 1 is the least that counts."""
+    method, rate = plan.method, plan.training.learning_rate
+    near_one = not method.full and methods.method(method.peft_type).near_one == "base"
+    if near_one and plan.training.precision == "bf16" and rate < _HALF_A_STEP:
+        message = f"{method.peft_type} in bf16 changes numbers near 1 in steps of 0.004: updates of {rate:g} are lost."
+        yield finding("plan.precision.lost_updates", message, method=method.peft_type, learning_rate=rate)
 
 
 def _quantization(plan: FineTunePlan) -> Iterator[Finding]:

@@ -37,6 +37,7 @@ def facts_of(method: Method) -> dict[str, Any]:
         "prompt_learning": False,
         "own_forward": False,
         "widens": False,
+        "near_one": False,
         "saves_modules": False,
     }
     if method.full:
@@ -52,6 +53,7 @@ def facts_of(method: Method) -> dict[str, Any]:
         "prompt_learning": known.prompt_learning,
         "own_forward": known.own_forward,
         "widens": method.quantization is not None and method.quantization.bits in known.widens,
+        "near_one": known.near_one == "adapter",
         "saves_modules": "modules_to_save" in known.fields,
         "options": [
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}
