@@ -43,6 +43,8 @@ def run(case: Case, work: Path, environment: Environment | None) -> dict[str, An
             seen |= _try(case, project, work / "base", environment)
         except PeftsmithError as error:
             seen |= {"outcome": "failed", "why": [f"{error.cause} {error.value or ''}".strip()]}
+        except Exception as error:  # a fault of ours in one case must not end the run of all the others
+            seen |= {"outcome": "failed", "why": [f"{type(error).__name__}: {error}"]}
     if case.refused and seen["outcome"] != "unknown":
         seen["outcome"] = _judged(case, seen, project)
     return {**seen, "seconds": round(time.monotonic() - began, 1)}

@@ -53,7 +53,8 @@ def facts_of(method: Method) -> dict[str, Any]:
         "prompt_learning": known.prompt_learning,
         "own_forward": known.own_forward,
         "widens": method.quantization is not None and method.quantization.bits in known.widens,
-        "near_one": known.near_one == "adapter",
+        # DoRA's magnitudes are norms of rows, far larger than the updates that they get.
+        "near_one": known.near_one == "adapter" or bool(method.config.get("use_dora")),
         "saves_modules": "modules_to_save" in known.fields,
         "options": [
             {"field": field, "setting": plain.get(field) or settings.setting_of(field), "value": value}

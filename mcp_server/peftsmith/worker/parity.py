@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # A merge rounds each weight to its type once: 2^-8 relative in bfloat16, against an effect of the size of the weights
-# themselves.
+# themselves. In float32 it is the order of sums that differs, most with methods of many bases (RandLoRA).
 MERGE_TOLERANCE = {"float32": 3e-3, "float16": 2e-2, "bfloat16": 1e-1}
 _BY_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
 _SHARE = 0.1  # of a number's own size, where that is larger
