@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import ceil, prod
 
+from peftsmith.errors import PeftsmithError
 from peftsmith.model.methods_base import Adapter, CostUnknown, Options, divide, only, widths
 from peftsmith.model.modules import Module
 
@@ -176,7 +177,13 @@ def osf(module: Module, options: Options) -> Adapter:
         high = int(smaller * value)
     else:
         high = int(value)
-    high = min(max(high, 0), smaller)
+    if high < 1:
+        raise PeftsmithError(
+            "OSF keeps half of a module's ranks, and this one has too few",
+            value=module.name,
+            next_step="Leave it out of target_modules.",
+        )
+    high = min(high, smaller)
     low = smaller - high
     trainable = low * (module.inputs + module.outputs + 1)
     frozen = trainable + (0 if module.inputs == module.outputs else high * max(module.inputs, module.outputs))

@@ -22,6 +22,8 @@ _CHECKED = ("LORA", "ADALORA", "RANDLORA")
 _ONLY_FLOAT32 = ("deberta",)
 # Mamba multiplies with the weight of dt_proj itself, which bitsandbytes holds packed.
 _NOT_QUANTISED = ("mamba",)
+# Their attention gives layers four-dimensional input, which bitsandbytes 0.50 does not turn into 8 bits.
+_NOT_IN_8_BITS = ("deepseek_v2", "deepseek_v3")
 # Layers whose weights the model reads without calling them, or whose answer is no single tensor.
 _PAST_ADAPTERS = {
     **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("dt_proj",)),
@@ -152,6 +154,9 @@ def _architecture(plan: FineTunePlan, model_type: str) -> Iterator[Finding]:
         return
     if model_type in _NOT_QUANTISED and plan.method.quantization:
         message = f"{model_type} models do not run on weights that bitsandbytes has packed."
+        yield finding("plan.quantization.architecture", message, model_type=model_type)
+    if model_type in _NOT_IN_8_BITS and plan.method.quantization and plan.method.quantization.bits == 8:
+        message = f"{model_type} models do not run in 8 bits; take 4."
         yield finding("plan.quantization.architecture", message, model_type=model_type)
     if plan.method.config.get("init_lora_weights") == "olora" and _modules(model_type, "conv1d"):
         message = f"PEFT 0.21.2 decomposes the Conv1D layers of {model_type} the wrong way round for OLoRA; take pissa."
