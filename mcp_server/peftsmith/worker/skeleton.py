@@ -200,6 +200,8 @@ def _state_space(text: Any, hidden: int, head: int) -> None:
         text.mamba_headdim = inner // text.n_mamba_heads
         text.attention_hidden_size = 2 * hidden
         text.attention_head_dim = text.attention_hidden_size // text.num_attention_heads
+    elif getattr(text, "mamba_num_heads", None):
+        text.mamba_num_heads, text.mamba_head_dim = max(inner // HEAD, text.n_groups), HEAD
     elif getattr(text, "mamba_n_heads", None) and not getattr(text, "mamba_d_ssm", None):
         text.mamba_n_heads, text.mamba_d_head = inner // HEAD, HEAD
 
