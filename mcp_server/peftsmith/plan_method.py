@@ -17,7 +17,8 @@ from peftsmith.knowledge import method_options, methods
 # Control characters, and the line separators that YAML would fold into a space.
 _PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]*")
 
-Text = Annotated[str, Field(max_length=20_000)]
+LONGEST_TEXT = 20_000  # characters
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 ShortText = Annotated[str, Field(min_length=1, max_length=500)]
 
 

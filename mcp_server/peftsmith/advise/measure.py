@@ -17,6 +17,7 @@ from peftsmith.data.examples import Answered, AnyExample, Chat, Classified, Pair
 from peftsmith.errors import PeftsmithError
 from peftsmith.finding import Finding
 from peftsmith.plan import Task
+from peftsmith.plan_method import LONGEST_TEXT
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,7 +30,6 @@ AS_CHATS: tuple[Task, ...] = ("chat", "classification")
 _UNREAD = ("data.rows.unsupported", "data.file.unusable", "data.test.unusable")
 _CHUNK_ROWS = 512
 _LOOKED_AT = 200  # rows that must all begin with a system message for it to be theirs
-_LONGEST_PROMPT = 20_000  # characters, as in a plan
 _END = 1  # the token that ends a text
 _FRAME = 2  # what a tokenizer puts between two texts, at most
 
@@ -107,7 +107,7 @@ def shared_system(path: Path, detected: Detected, task: Task) -> str | None:
         first = prompt[0] if isinstance(prompt, list) and prompt else {}
         said.add(first.get("content") if first.get("role") == "system" else None)
     only = said.pop() if len(said) == 1 else None
-    return only if isinstance(only, str) and len(only) <= _LONGEST_PROMPT else None
+    return only if isinstance(only, str) and len(only) <= LONGEST_TEXT else None
 
 
 def _examples(path: Path, detected: Detected, task: Task) -> Iterator[AnyExample | None]:

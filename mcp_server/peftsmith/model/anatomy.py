@@ -30,6 +30,8 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 T = TypeVar("T")
 _FAULTS_SHOWN = 5
+# By what names configurations have the number of positions.
+_POSITIONS = ("max_position_embeddings", "n_positions")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Anatomy:
         """What `make` gives, worked out once for this model; `key` must hold all else that it depends on."""
         if key not in self._worked_out:
             self._worked_out[key] = make()
-        return self._worked_out[key]  # type: ignore[no-any-return]
+        found: T = self._worked_out[key]
+        return found
 
     @property
     def other_modules(self) -> tuple[str, ...]:
@@ -330,9 +333,6 @@ def _dtype(stored: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
         return sizes.most_common(1)[0][0]
     stated = config.get("dtype", config.get("torch_dtype"))
     return stated if isinstance(stated, str) and stated in BYTES else "float32"
-
-
-_POSITIONS = ("max_position_embeddings", "n_positions")
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:
