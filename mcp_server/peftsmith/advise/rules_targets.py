@@ -54,7 +54,7 @@ def check(plan: FineTunePlan, anatomy: Anatomy) -> list[Finding]:
 
 def _lost(plan: FineTunePlan, skeleton: Skeleton) -> Iterator[str]:
     """Names of the method's options, and of the targets of others than LoRA, that match nothing."""
-    method, names = plan.method, _names(skeleton)
+    method, names = plan.method, skeleton.names
     if method.peft_type not in LORA_TARGETS and isinstance(method.target_modules, list):
         yield from (each for each in method.target_modules if not reach.matching(names, [each]))
     parameters = method.config.get("target_parameters") or []
@@ -67,14 +67,10 @@ def _lost(plan: FineTunePlan, skeleton: Skeleton) -> Iterator[str]:
             yield each
 
 
-def _names(skeleton: Skeleton) -> list[str]:
-    return [*(module.name for module in skeleton.modules), *skeleton.containers]
-
-
 def _of_others(plan: FineTunePlan, skeleton: Skeleton) -> list[Finding]:
     targets, config = plan.method.target_modules, plan.method.config
     fields = {"target_modules": targets, **{name: config[name] for name in _LAYERS if config.get(name)}}
-    if not targets or targets == "all-linear" or reach.matched(_names(skeleton), fields):
+    if not targets or targets == "all-linear" or reach.matched(skeleton.names, fields):
         return []
     shown = [targets] if isinstance(targets, str) else targets
     return [finding("model.targets.no_match", target_modules=shown[:_SHOWN])]

@@ -64,6 +64,11 @@ class Skeleton:
     tied: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The path of everything that a name can match, containers too."""
+        return (*(module.name for module in self.modules), *self.containers)
+
+    @cached_property
     def parameters(self) -> int:
         """Parameters as transformers counts them: shared ones once."""
         return sum(

@@ -92,7 +92,7 @@ def _modules(skeleton: Skeleton, fields: Mapping[str, Any]) -> tuple[tuple[Modul
     if isinstance(value, str) and value.lower() == "all-linear":
         fields = {**fields, "target_modules": all_linear(skeleton)}
     by_name = {module.name: module for module in skeleton.modules}
-    names = matched([*by_name, *skeleton.containers], fields)
+    names = matched(skeleton.names, fields)
     modules = tuple(by_name[name] for name in names if name in by_name and by_name[name].kind in ADAPTABLE)
     good = {module.name for module in modules}
     return modules, tuple(name for name in names if name not in good)

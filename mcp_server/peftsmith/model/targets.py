@@ -170,7 +170,7 @@ def _short(skeleton: Skeleton, paths: Sequence[str]) -> tuple[str, ...]:
 
 def _shortest(skeleton: Skeleton, wanted: Sequence[str], *, patterns: bool) -> Value:
     """Leaf names where they reach exactly `wanted`, else a regular expression that does, or else the full paths."""
-    every = [*(module.name for module in skeleton.modules), *skeleton.containers]
+    every = skeleton.names
     leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
     if set(reach.matching(every, leaves)) == set(wanted) and not any(map(str.isdigit, leaves)):
         return leaves

@@ -63,13 +63,12 @@ def _compared(config: Site, names: list[str] | str, base: str, known: Facts) -> 
         message = f"whether {base[:100]} has these target modules was not looked up: its config.json is not here"
         yield facts.at(config, "script.targets.unchecked", message, base=base[:200])
         return
-    modules = [*(each.name for each in skeleton.modules), *skeleton.containers]
-    if not reach.matching(modules, names):
+    if not reach.matching(skeleton.names, names):
         shown = [names] if isinstance(names, str) else names[:_SHOWN]
         message = f"target_modules match nothing in {base[:100]}: {', '.join(map(repr, shown))}"
         yield facts.at(config, "script.targets.no_match", message, base=base[:200], names=shown)
         return
-    lost = [each for each in names if not reach.matching(modules, [each])] if isinstance(names, list) else []
+    lost = [each for each in names if not reach.matching(skeleton.names, [each])] if isinstance(names, list) else []
     if lost:
         message = f"no module of {base[:100]} is called {', '.join(map(repr, lost[:_SHOWN]))}"
         yield facts.at(config, "script.targets.unmatched", message, base=base[:200], names=lost[:_SHOWN])
